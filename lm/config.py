@@ -1,0 +1,273 @@
+"""The resolved configuration of a run: frozen dataclasses, one for each section of configs/base.py, without defaults."""
+
+import dataclasses
+import types
+import typing
+
+from lm.errors import UserError, did_you_mean, require, require_in
+from lm.nn.config import TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    logits_chunk: int
+    label_smoothing: float
+    z_loss: float
+
+    def __post_init__(self):
+        require(self.logits_chunk >= 0, f"objective.logits_chunk={self.logits_chunk} must be 0 (off) or more.")
+        require(
+            0 <= self.label_smoothing < 1,
+            f"objective.label_smoothing={self.label_smoothing} must be in [0, 1).",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    path: str
+    validation_path: str
+    validation_fraction: float
+    text_key: str
+    tokenizer: str
+    tokenizer_size: int
+    batch_size: int
+    sequence_length: int
+    order: str
+    separate_documents: bool
+    prefetch: int
+    cache: str
+
+    def __post_init__(self):
+        require_in("data.order", self.order, ("shuffled", "contiguous"))
+        for key in ("batch_size", "sequence_length", "prefetch"):
+            value = getattr(self, key)
+            require(value >= 1, f"data.{key}={value} is not possible; it must be 1 or more.")
+        require(
+            0 < self.validation_fraction < 1 or self.validation_path,
+            f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, "
+            "or data.validation_path must name what to evaluate on.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    peak_lr: float
+    warmup_steps: int
+    schedule: str
+    decay_steps: int
+    final_lr_fraction: float
+    cooldown_fraction: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decay: str
+    clip_norm: float
+
+    def __post_init__(self):
+        require_in("optim.schedule", self.schedule, ("constant", "cosine", "linear", "inverse_sqrt", "wsd"))
+        require_in("optim.decay", self.decay, ("matrices", "kernels", "all"))
+        for key in ("peak_lr", "warmup_steps", "final_lr_fraction", "eps", "weight_decay", "clip_norm"):
+            value = getattr(self, key)
+            require(value >= 0, f"optim.{key}={value} is negative; it must be 0 or more.")
+        for key in ("beta1", "beta2"):
+            value = getattr(self, key)
+            require(0 <= value < 1, f"optim.{key}={value} must be in [0, 1).")
+        require(
+            0 < self.cooldown_fraction <= 1,
+            f"optim.cooldown_fraction={self.cooldown_fraction} must be in (0, 1].",
+        )
+        require(
+            self.schedule in ("constant", "inverse_sqrt") or self.warmup_steps < self.decay_steps,
+            f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps={self.decay_steps}; "
+            "make the warm-up shorter or train.num_steps larger.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    num_steps: int
+    seed: int
+    accumulation_steps: int
+    max_skipped_steps: int
+    deterministic: bool
+
+    def __post_init__(self):
+        for key in ("num_steps", "accumulation_steps", "max_skipped_steps"):
+            value = getattr(self, key)
+            require(value >= 1, f"train.{key}={value} is not possible; it must be 1 or more.")
+        require(0 <= self.seed < 2**31, f"train.seed={self.seed} must be in [0, 2**31).")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+    every_steps: int
+    profile_start: int
+    profile_stop: int
+    tensorboard: bool
+    wandb_project: str
+
+    def __post_init__(self):
+        require(self.every_steps >= 1, f"metrics.every_steps={self.every_steps} must be 1 or more.")
+        require(
+            0 <= self.profile_start <= self.profile_stop,
+            f"metrics.profile_start={self.profile_start} must not be after profile_stop={self.profile_stop}.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    every_steps: int
+
+    def __post_init__(self):
+        require(self.every_steps >= 0, f"evaluate.every_steps={self.every_steps} must be 0 (never) or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int
+    keep_last: int
+    keep_best: int
+    keep_every_steps: int
+
+    def __post_init__(self):
+        for key in ("every_steps", "keep_best", "keep_every_steps"):
+            value = getattr(self, key)
+            require(value >= 0, f"checkpoint.{key}={value} must be 0 or more.")
+        require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be 1 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. `dataclasses.asdict` of it is what config.json holds."""
+
+    model: TransformerConfig
+    objective: ObjectiveConfig
+    data: DataConfig
+    mesh: MeshConfig
+    optim: OptimConfig
+    train: TrainConfig
+    metrics: MetricsConfig
+    evaluate: EvaluateConfig
+    checkpoint: CheckpointConfig
+
+    def __post_init__(self):
+        parts = self.train.accumulation_steps
+        require(
+            self.data.batch_size % parts == 0,
+            f"data.batch_size={self.data.batch_size} does not divide into train.accumulation_steps={parts} parts; "
+            f"the nearest that does is {max(1, round(self.data.batch_size / parts)) * parts}.",
+        )
+        learned, length = self.model.position == "learned", self.data.sequence_length
+        require(
+            not learned or length <= self.model.max_positions,
+            f"data.sequence_length={length} is longer than the position table, "
+            f"model.max_positions={self.model.max_positions}; make it {self.model.max_positions} or less.",
+        )
+
+
+def resolve(keys, tokenizer_size=None):
+    """The Config of a mapping of sections to keys, with what is None derived from the rest.
+
+    tokenizer_size: what model.vocab_size is where the config leaves it open.
+    Raises UserError for an unknown or missing key, a wrong type or an impossible combination.
+    """
+    keys = {section: dict(values) for section, values in keys.items()}
+    model, data, optim, train = (keys.get(name, {}) for name in ("model", "data", "optim", "train"))
+
+    def derive(section, key, value):
+        if section.get(key, value) is None:
+            section[key] = value()
+
+    derive(model, "vocab_size", lambda: tokenizer_size)
+    derive(model, "num_kv_heads", lambda: model["num_heads"])
+    derive(model, "head_width", lambda: _head_width(model))
+    derive(model, "d_ff", lambda: 4 * model["d_model"])
+    derive(model, "max_positions", lambda: data["sequence_length"])
+    derive(optim, "decay_steps", lambda: train["num_steps"])
+    config = build(Config, keys)
+    require(
+        tokenizer_size is None or config.model.vocab_size >= tokenizer_size,
+        f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's {tokenizer_size}; "
+        f"make it {tokenizer_size} or more, or data.tokenizer_size smaller.",
+    )
+    return config
+
+
+def _head_width(model):
+    width, heads = model["d_model"], model["num_heads"]
+    require(
+        heads > 0 and width % heads == 0,
+        f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width that it divides is "
+        f"{max(1, round(width / max(heads, 1))) * heads}, or set model.head_width.",
+    )
+    return width // heads
+
+
+def build(cls, keys, path=""):
+    """A dataclass from a mapping: the same keys, the right types (an int is accepted for a float), nested ones too."""
+    fields = typing.get_type_hints(cls)
+    for key in keys:
+        if key not in fields:
+            raise UserError(f"{path}{key} is not a key of the configuration.{did_you_mean(key, fields)}")
+    missing = [path + key for key in fields if key not in keys]
+    require(not missing, f"the configuration lacks {', '.join(missing)}; configs/base.py holds every key.")
+    return cls(**{key: _typed(path + key, kind, keys[key]) for key, kind in fields.items()})
+
+
+def _typed(path, kind, value):
+    if dataclasses.is_dataclass(kind):
+        require(hasattr(value, "items"), f"{path}={value!r} must be a section of keys.")
+        return build(kind, value, path + ".")
+    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    right = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+    names = " or ".join(k.__name__ for k in kinds)
+    require(right, f"{path}={value!r} has the type {type(value).__name__}; it must be {names}.")
+    return value
+
+
+# What a resumed run may change: where and how it runs, how long, and what it reports; never what it computes.
+# data.path and data.cache may move because the content itself is compared (`data_key` in config.json).
+FREE = (
+    *("mesh", "metrics", "evaluate", "checkpoint"),
+    *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
+    *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
+    *("model.scan_layers", "model.remat", "objective.logits_chunk"),
+)
+
+
+def differences(old, new):
+    """Dotted keys whose difference changes what a run computes, each with (old, new). Both are nested mappings.
+
+    With dropout, train.accumulation_steps does (each part draws its own mask); without, it is only another order of
+    summation, as another mesh is.
+    """
+    free = FREE
+    if not any(value for key, value in new["model"].items() if key.endswith("dropout")):
+        free = (*FREE, "train.accumulation_steps")
+    old, new = flatten(old), flatten(new)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and key not in free and key.split(".")[0] not in free
+    }
+
+
+def flatten(keys, path=""):
+    """{"a": {"b": 1}} to {"a.b": 1}."""
+    flat = {}
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{path}{key}."))
+        else:
+            flat[path + key] = value
+    return flat
