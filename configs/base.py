@@ -1,206 +1,202 @@
-"""Every key of a run, its default and the reason for it. A preset in this folder names only what differs.
+"""Every key of a run, its default and the reason for it; a preset names only what differs.
 
-Keys whose default is a placeholder (None) are derived once, by `lm.config.resolve`, from the rest of the config and
-from the tokenizer; the resolved config is printed and saved as `config.json` in the run's workdir.
+Keys whose default is a placeholder (None) are derived once, by `lm.config.resolve`, from the rest
+of the config and from the tokenizer; the resolved config is printed and saved as `config.json` in
+the run's workdir. As a preset, `--config=configs/base.py` is all defaults.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
+def section(**keys):
+    return ConfigDict(keys)
+
+
 def model():
-    return ConfigDict(
-        dict(
-            # Rows of the embedding. Derived: the tokenizer's size. May be larger than it, for a mesh to divide.
-            vocab_size=placeholder(int),
-            d_model=768,
-            num_layers=12,
-            num_heads=12,
-            # Key and value heads: num_heads is multi-head, 1 multi-query, in between grouped-query attention.
-            # Derived: num_heads.
-            num_kv_heads=placeholder(int),
-            # Width of one head. Derived: d_model / num_heads.
-            head_width=placeholder(int),
-            # Width of the feed-forward's hidden layer, of one branch if it is gated. Derived: 4 * d_model.
-            d_ff=placeholder(int),
-            # learned, sinusoid, rope or none.
-            position="learned",
-            # Rows of the learned position table: the longest sequence. Derived: data.sequence_length.
-            max_positions=placeholder(int),
-            rope_theta=10_000.0,
-            # layer_norm or rms_norm.
-            norm="layer_norm",
-            norm_eps=1e-5,
-            norm_bias=True,
-            # pre (GPT-2, Llama), post (2017, BERT), sandwich (Gemma 2) or output (OLMo 2).
-            norm_placement="pre",
-            # A norm after the last layer: needed wherever the residual stream itself is not normed.
-            final_norm=True,
-            embedding_norm=False,
-            # Attention and feed-forward read the same norm and add to the same stream (PaLM).
-            parallel_block=False,
-            # gelu (erf), gelu_tanh, relu or silu.
-            activation="gelu_tanh",
-            # act(gate(x)) * up(x) instead of act(up(x)).
-            gated=False,
-            qkv_bias=True,
-            attention_output_bias=True,
-            feedforward_bias=True,
-            # One table embeds tokens and, transposed, gives the logits.
-            tied_embedding=True,
-            # normal, truncated_normal, fan_in or glorot; the std is for the first two.
-            initializer="normal",
-            initializer_std=0.02,
-            # Divide the std of what writes to the residual stream by sqrt(2 * num_layers) (GPT-2).
-            scaled_residual_init=True,
-            # Off: a run of one or few epochs over its data does not need it.
-            embedding_dropout=0.0,
-            attention_dropout=0.0,
-            residual_dropout=0.0,
-            # Which attention function computes it: a name in lm.nn.attention.BACKENDS.
-            attention_backend="plain",
-            # Weights and Adam's moments are kept in this; float64 is for proofs and needs JAX_ENABLE_X64.
-            param_dtype="float32",
-            # Matrix products run in this; bfloat16 is what TPUs and GPUs are fast at. Norms, softmax and loss are
-            # never below float32.
-            compute_dtype="float32",
-            # Compile one layer and loop over it: compile time does not grow with depth. Unrolled is the same numbers.
-            scan_layers=True,
-            # What the backward pass recomputes: none, dots (all but matrix products) or full (each layer whole).
-            remat="none",
-        )
+    return section(
+        # Rows of the embedding. Derived: the tokenizer's size. May be larger, for a mesh to divide.
+        vocab_size=placeholder(int),
+        d_model=768,
+        num_layers=12,
+        num_heads=12,
+        # Key and value heads: num_heads is multi-head, 1 multi-query, in between grouped-query
+        # attention. Derived: num_heads.
+        num_kv_heads=placeholder(int),
+        # Width of one head. Derived: d_model / num_heads.
+        head_width=placeholder(int),
+        # Width of the feed-forward's hidden layer, of one branch if gated. Derived: 4 * d_model.
+        d_ff=placeholder(int),
+        # learned, sinusoid, rope or none.
+        position="learned",
+        # Rows of the learned position table, the longest sequence. Derived: data.sequence_length.
+        max_positions=placeholder(int),
+        rope_theta=10_000.0,
+        # layer_norm or rms_norm.
+        norm="layer_norm",
+        norm_eps=1e-5,
+        norm_bias=True,
+        # pre (GPT-2, Llama), post (2017, BERT), sandwich (Gemma 2) or output (OLMo 2).
+        norm_placement="pre",
+        # A norm after the last layer: needed wherever the residual stream itself is not normed.
+        final_norm=True,
+        embedding_norm=False,
+        # Attention and feed-forward read the same norm and add to the same stream (PaLM).
+        parallel_block=False,
+        # gelu (erf), gelu_tanh, relu or silu.
+        activation="gelu_tanh",
+        # act(gate(x)) * up(x) instead of act(up(x)).
+        gated=False,
+        qkv_bias=True,
+        attention_output_bias=True,
+        feedforward_bias=True,
+        # One table embeds tokens and, transposed, gives the logits.
+        tied_embedding=True,
+        # normal, truncated_normal, fan_in or glorot; the std is for the first two.
+        initializer="normal",
+        initializer_std=0.02,
+        # Divide the std of what writes to the residual stream by sqrt(2 * num_layers) (GPT-2).
+        scaled_residual_init=True,
+        # Off: a run of one or few epochs over its data does not need it.
+        embedding_dropout=0.0,
+        attention_dropout=0.0,
+        residual_dropout=0.0,
+        # Which attention function computes it: a name in lm.nn.attention.BACKENDS.
+        attention_backend="plain",
+        # Weights and Adam's moments are kept in this; float64 is for proofs, with JAX_ENABLE_X64.
+        param_dtype="float32",
+        # Matrix products run in this; bfloat16 is what TPUs and GPUs are fast at. Norms,
+        # softmax and loss are never below float32.
+        compute_dtype="float32",
+        # Compile one layer and loop over it: compile time does not grow with depth. Unrolled
+        # gives the same numbers.
+        scan_layers=True,
+        # What the backward pass recomputes: none, dots (all but matrix products) or full (each
+        # layer whole).
+        remat="none",
     )
 
 
 def objective():
-    return ConfigDict(
-        dict(
-            # Positions per step of the cross-entropy, so that logits (batch, sequence, vocabulary) never exist.
-            # 0: all at once, which is faster where they fit.
-            logits_chunk=0,
-            label_smoothing=0.0,
-            # Coefficient of mean(log Z squared), which keeps logits from drifting (PaLM: 1e-4).
-            z_loss=0.0,
-        )
+    return section(
+        # Positions per step of the cross-entropy, so that logits (batch, sequence, vocabulary)
+        # never exist. 0: all at once, which is faster where they fit.
+        logits_chunk=0,
+        label_smoothing=0.0,
+        # Coefficient of mean(log Z squared), which keeps logits from drifting (PaLM: 1e-4).
+        z_loss=0.0,
     )
 
 
 def data():
-    return ConfigDict(
-        dict(
-            # A text file, a folder of them, JSONL, any of them .gz. Empty: the documentation and source of the
-            # running Python's standard library, which every machine has.
-            path="",
-            # A second path to evaluate on. Empty: a part of the first.
-            validation_path="",
-            # Part held out if there is no validation_path: the end of a single file, whole documents of many.
-            validation_fraction=0.1,
-            # The member of a JSONL object that holds the text.
-            text_key="text",
-            # bpe (byte-level, trained on the training split), bytes, characters, or the path of a tokenizer.json.
-            tokenizer="bpe",
-            # Size of a tokenizer trained here.
-            tokenizer_size=4096,
-            # Sequences per update, over all devices and all accumulation steps.
-            batch_size=8,
-            sequence_length=256,
-            # shuffled, or contiguous: each row of the batch goes on where it stopped, for models with memory.
-            order="shuffled",
-            # Attention and positions end with the document (segment ids). Off: the text is one long stream (GPT-2).
-            separate_documents=True,
-            # Batches prepared ahead by a background thread.
-            prefetch=4,
-            # Token stores, shared by runs. Empty: $LM_CACHE, or else ~/.cache/lm.
-            cache="",
-        )
+    return section(
+        # A text file, a folder of them, JSONL, any of them .gz. Empty: the documentation and
+        # source of the running Python's standard library, which every machine has.
+        path="",
+        # A second path to evaluate on. Empty: a part of the first.
+        validation_path="",
+        # Part held out if there is no validation_path: the end of a single file, whole
+        # documents of many.
+        validation_fraction=0.1,
+        # The member of a JSONL object that holds the text.
+        text_key="text",
+        # bpe (byte-level, trained on the training split), bytes, characters, or the path of a
+        # tokenizer.json.
+        tokenizer="bpe",
+        # Size of a tokenizer trained here.
+        tokenizer_size=4096,
+        # Sequences per update, over all devices and all accumulation steps.
+        batch_size=8,
+        sequence_length=256,
+        # shuffled, or contiguous: each row of the batch goes on where it stopped, for models
+        # with memory.
+        order="shuffled",
+        # Attention and positions end with the document (segment ids). Off: the text is one long
+        # stream (GPT-2).
+        separate_documents=True,
+        # Batches prepared ahead by a background thread.
+        prefetch=4,
+        # Token stores, shared by runs. Empty: $LM_CACHE, or else ~/.cache/lm.
+        cache="",
     )
 
 
 def mesh():
-    return ConfigDict(
-        dict(
-            # Devices along each axis; -1 in one of them takes what is left.
-            data=-1,  # copies of the model, each with its part of the batch
-            fsdp=1,  # as data, but weights and moments are divided too, and gathered a layer at a time
-            tensor=1,  # heads, hidden units and vocabulary divided
-        )
+    return section(
+        # Devices along each axis; -1 in one of them takes what is left.
+        data=-1,  # copies of the model, each with its part of the batch
+        fsdp=1,  # as data, but weights and moments are divided too, and gathered a layer at a time
+        tensor=1,  # heads, hidden units and vocabulary divided
     )
 
 
 def optim():
-    return ConfigDict(
-        dict(
-            peak_lr=6e-4,
-            warmup_steps=100,
-            # constant, cosine, linear, inverse_sqrt or wsd (warm-up, stable, decay); all after a linear warm-up.
-            schedule="cosine",
-            # Where the schedule ends. Derived: train.num_steps. Set it to lengthen a run without another schedule.
-            decay_steps=placeholder(int),
-            # The schedule ends at this part of peak_lr.
-            final_lr_fraction=0.1,
-            # wsd: the last part of decay_steps that decays.
-            cooldown_fraction=0.2,
-            beta1=0.9,
-            beta2=0.95,
-            eps=1e-8,
-            weight_decay=0.1,
-            # What decays: matrices (all but norms and biases), kernels (nor the embeddings) or all.
-            decay="matrices",
-            # Largest norm of the whole gradient. 0: never clipped.
-            clip_norm=1.0,
-        )
+    return section(
+        peak_lr=6e-4,
+        warmup_steps=100,
+        # constant, cosine, linear, inverse_sqrt or wsd (warm-up, stable, decay); all after a
+        # linear warm-up.
+        schedule="cosine",
+        # Where the schedule ends. Derived: train.num_steps. Set it to lengthen a run without
+        # another schedule.
+        decay_steps=placeholder(int),
+        # The schedule ends at this part of peak_lr.
+        final_lr_fraction=0.1,
+        # wsd: the last part of decay_steps that decays.
+        cooldown_fraction=0.2,
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
+        # What decays: matrices (all but norms and biases), kernels (nor the embeddings) or all.
+        decay="matrices",
+        # Largest norm of the whole gradient. 0: never clipped.
+        clip_norm=1.0,
     )
 
 
 def train():
-    return ConfigDict(
-        dict(
-            num_steps=1000,
-            seed=0,
-            # A batch is run in this many parts, one after the other, and the gradients summed.
-            accumulation_steps=1,
-            # A step with a non-finite loss or gradient is skipped; after this many in a row the run stops.
-            max_skipped_steps=10,
-            # Bits on GPUs need slower kernels; TPUs and CPUs give them anyway.
-            deterministic=True,
-        )
+    return section(
+        num_steps=1000,
+        seed=0,
+        # A batch is run in this many parts, one after the other, and the gradients summed.
+        accumulation_steps=1,
+        # A step with a non-finite loss or gradient is skipped; after this many in a row the run
+        # stops.
+        max_skipped_steps=10,
+        # Bits on GPUs need slower kernels; TPUs and CPUs give them anyway.
+        deterministic=True,
     )
 
 
 def metrics():
-    return ConfigDict(
-        dict(
-            every_steps=10,
-            # A jax.profiler trace of steps profile_start to profile_stop (exclusive). Both 0: none.
-            profile_start=0,
-            profile_stop=0,
-            tensorboard=False,
-            # A Weights & Biases project. Empty: none.
-            wandb_project="",
-        )
+    return section(
+        every_steps=10,
+        # A jax.profiler trace of steps profile_start to profile_stop (exclusive). Both 0: none.
+        profile_start=0,
+        profile_stop=0,
+        tensorboard=False,
+        # A Weights & Biases project. Empty: none.
+        wandb_project="",
     )
 
 
 def evaluate():
-    return ConfigDict(
-        dict(
-            # 0: never. The last step is evaluated too, unless this is 0.
-            every_steps=0,
-        )
+    return section(
+        # 0: never. The last step is evaluated too, unless this is 0.
+        every_steps=0,
     )
 
 
 def checkpoint():
-    return ConfigDict(
-        dict(
-            # The last step is saved too. 0: only that, and on SIGTERM or Ctrl-C.
-            every_steps=100,
-            keep_last=2,
-            # Besides the last, the best by eval/loss.
-            keep_best=1,
-            # Besides these, every n-th step is kept for ever. 0: none.
-            keep_every_steps=0,
-        )
+    return section(
+        # The last step is saved too. 0: only that, and on SIGTERM or Ctrl-C.
+        every_steps=100,
+        keep_last=2,
+        # Besides the last, the best by eval/loss.
+        keep_best=1,
+        # Besides these, every n-th step is kept for ever. 0: none.
+        keep_every_steps=0,
     )
 
 
@@ -209,11 +205,14 @@ SECTIONS = (model, objective, data, mesh, optim, train, metrics, evaluate, check
 
 def base():
     """A new unlocked copy of every key at its default."""
-    return ConfigDict({section.__name__: section() for section in SECTIONS})
+    return ConfigDict({function.__name__: function() for function in SECTIONS})
 
 
 def presets(*functions):
-    """The `get_config` of a preset file: `--config=configs/gpt2.py:small` calls `small()`; without a name, the first."""
+    """The `get_config` of a preset file.
+
+    `--config=configs/gpt2.py:small` calls `small()`; without a name, the first function.
+    """
     named = {function.__name__: function for function in functions}
 
     def get_config(name=None):
@@ -223,3 +222,6 @@ def presets(*functions):
         return named[name]().lock()
 
     return get_config
+
+
+get_config = presets(base)

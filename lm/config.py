@@ -1,7 +1,9 @@
-"""The resolved configuration of a run: frozen dataclasses, one for each section of configs/base.py, without defaults."""
+"""The resolved configuration of a run: frozen dataclasses, one for each section of configs/base.py.
+
+They have no defaults: the default of every key stands in configs/base.py alone.
+"""
 
 import dataclasses
-import types
 import typing
 
 from lm.errors import UserError, did_you_mean, require, require_in
@@ -15,11 +17,15 @@ class ObjectiveConfig:
     z_loss: float
 
     def __post_init__(self):
-        require(self.logits_chunk >= 0, f"objective.logits_chunk={self.logits_chunk} must be 0 (off) or more.")
+        require(
+            self.logits_chunk >= 0,
+            f"objective.logits_chunk={self.logits_chunk} must be 0 (off) or more.",
+        )
         require(
             0 <= self.label_smoothing < 1,
             f"objective.label_smoothing={self.label_smoothing} must be in [0, 1).",
         )
+        require(self.z_loss >= 0, f"objective.z_loss={self.z_loss} must be 0 (off) or more.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +78,12 @@ class OptimConfig:
     clip_norm: float
 
     def __post_init__(self):
-        require_in("optim.schedule", self.schedule, ("constant", "cosine", "linear", "inverse_sqrt", "wsd"))
+        require_in(
+            "optim.schedule", self.schedule, ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
+        )
         require_in("optim.decay", self.decay, ("matrices", "kernels", "all"))
-        for key in ("peak_lr", "warmup_steps", "final_lr_fraction", "eps", "weight_decay", "clip_norm"):
+        at_least_0 = ("peak_lr", "warmup_steps", "final_lr_fraction", "eps", "weight_decay")
+        for key in (*at_least_0, "clip_norm"):
             value = getattr(self, key)
             require(value >= 0, f"optim.{key}={value} is negative; it must be 0 or more.")
         for key in ("beta1", "beta2"):
@@ -86,8 +95,8 @@ class OptimConfig:
         )
         require(
             self.schedule in ("constant", "inverse_sqrt") or self.warmup_steps < self.decay_steps,
-            f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps={self.decay_steps}; "
-            "make the warm-up shorter or train.num_steps larger.",
+            f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
+            f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger.",
         )
 
 
@@ -118,7 +127,8 @@ class MetricsConfig:
         require(self.every_steps >= 1, f"metrics.every_steps={self.every_steps} must be 1 or more.")
         require(
             0 <= self.profile_start <= self.profile_stop,
-            f"metrics.profile_start={self.profile_start} must not be after profile_stop={self.profile_stop}.",
+            f"metrics.profile_start={self.profile_start} must be 0 or more and not after "
+            f"metrics.profile_stop={self.profile_stop}.",
         )
 
 
@@ -127,7 +137,10 @@ class EvaluateConfig:
     every_steps: int
 
     def __post_init__(self):
-        require(self.every_steps >= 0, f"evaluate.every_steps={self.every_steps} must be 0 (never) or more.")
+        require(
+            self.every_steps >= 0,
+            f"evaluate.every_steps={self.every_steps} must be 0 (never) or more.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,14 +175,15 @@ class Config:
         parts = self.train.accumulation_steps
         require(
             self.data.batch_size % parts == 0,
-            f"data.batch_size={self.data.batch_size} does not divide into train.accumulation_steps={parts} parts; "
-            f"the nearest that does is {max(1, round(self.data.batch_size / parts)) * parts}.",
+            f"data.batch_size={self.data.batch_size} does not divide into train.accumulation_steps="
+            f"{parts} parts; the nearest that does is "
+            f"{max(1, round(self.data.batch_size / parts)) * parts}.",
         )
         learned, length = self.model.position == "learned", self.data.sequence_length
         require(
             not learned or length <= self.model.max_positions,
-            f"data.sequence_length={length} is longer than the position table, "
-            f"model.max_positions={self.model.max_positions}; make it {self.model.max_positions} or less.",
+            f"data.sequence_length={length} is longer than the position table, model.max_positions="
+            f"{self.model.max_positions}; make the one shorter or the other larger.",
         )
 
 
@@ -179,11 +193,11 @@ def resolve(keys, tokenizer_size=None):
     tokenizer_size: what model.vocab_size is where the config leaves it open.
     Raises UserError for an unknown or missing key, a wrong type or an impossible combination.
     """
-    keys = {section: dict(values) for section, values in keys.items()}
-    model, data, optim, train = (keys.get(name, {}) for name in ("model", "data", "optim", "train"))
+    keys = _typed(Config, keys, "")
+    model, data, optim, train = (keys[name] for name in ("model", "data", "optim", "train"))
 
     def derive(section, key, value):
-        if section.get(key, value) is None:
+        if section[key] is None:
             section[key] = value()
 
     derive(model, "vocab_size", lambda: tokenizer_size)
@@ -192,11 +206,11 @@ def resolve(keys, tokenizer_size=None):
     derive(model, "d_ff", lambda: 4 * model["d_model"])
     derive(model, "max_positions", lambda: data["sequence_length"])
     derive(optim, "decay_steps", lambda: train["num_steps"])
-    config = build(Config, keys)
+    config = _made(Config, keys, "")
     require(
         tokenizer_size is None or config.model.vocab_size >= tokenizer_size,
-        f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's {tokenizer_size}; "
-        f"make it {tokenizer_size} or more, or data.tokenizer_size smaller.",
+        f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
+        f"{tokenizer_size}; make it {tokenizer_size} or more, or data.tokenizer_size smaller.",
     )
     return config
 
@@ -205,38 +219,49 @@ def _head_width(model):
     width, heads = model["d_model"], model["num_heads"]
     require(
         heads > 0 and width % heads == 0,
-        f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width that it divides is "
-        f"{max(1, round(width / max(heads, 1))) * heads}, or set model.head_width.",
+        f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width that it "
+        f"divides is {max(1, round(width / max(heads, 1))) * heads}, or set model.head_width.",
     )
     return width // heads
 
 
-def build(cls, keys, path=""):
-    """A dataclass from a mapping: the same keys, the right types (an int is accepted for a float), nested ones too."""
-    fields = typing.get_type_hints(cls)
-    for key in keys:
-        if key not in fields:
-            raise UserError(f"{path}{key} is not a key of the configuration.{did_you_mean(key, fields)}")
-    missing = [path + key for key in fields if key not in keys]
-    require(not missing, f"the configuration lacks {', '.join(missing)}; configs/base.py holds every key.")
-    return cls(**{key: _typed(path + key, kind, keys[key]) for key, kind in fields.items()})
+def build(cls, keys):
+    """A dataclass from a mapping with the same keys and the right types, nested ones too."""
+    return _made(cls, _typed(cls, keys, ""), "")
 
 
-def _typed(path, kind, value):
+def _typed(kind, value, path):
+    """The value as `kind`, a dataclass as a dict; an int will do for a float; None stays."""
     if dataclasses.is_dataclass(kind):
-        require(hasattr(value, "items"), f"{path}={value!r} must be a section of keys.")
-        return build(kind, value, path + ".")
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    right = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
-    names = " or ".join(k.__name__ for k in kinds)
-    require(right, f"{path}={value!r} has the type {type(value).__name__}; it must be {names}.")
+        require(hasattr(value, "items"), f"{path or 'config'}={value!r} must be a section of keys.")
+        fields, prefix = typing.get_type_hints(kind), path and path + "."
+        for key in value:
+            if key not in fields:
+                hint = did_you_mean(key, fields)
+                raise UserError(f"{prefix}{key} is not a key of the configuration.{hint}")
+        missing = ", ".join(prefix + key for key in fields if key not in value)
+        require(not missing, f"the configuration lacks {missing}; configs/base.py has every key.")
+        return {key: _typed(fields[key], value[key], prefix + key) for key in fields}
+    if kind is float and type(value) is int:
+        return float(value)
+    require(
+        value is None or type(value) is kind,
+        f"{path}={value!r} has the type {type(value).__name__}; it must be {kind.__name__}.",
+    )
     return value
 
 
-# What a resumed run may change: where and how it runs, how long, and what it reports; never what it computes.
-# data.path and data.cache may move because the content itself is compared (`data_key` in config.json).
+def _made(kind, value, path):
+    if not dataclasses.is_dataclass(kind):
+        require(value is not None, f"{path} has no value; give it one of type {kind.__name__}.")
+        return value
+    fields, prefix = typing.get_type_hints(kind), path and path + "."
+    return kind(**{key: _made(fields[key], value[key], prefix + key) for key in fields})
+
+
+# What a resumed run may change: where and how it runs, how long, and what it reports; never what it
+# computes. data.path and data.cache may move because the content itself is compared (`data_key` in
+# config.json).
 FREE = (
     *("mesh", "metrics", "evaluate", "checkpoint"),
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
@@ -246,10 +271,11 @@ FREE = (
 
 
 def differences(old, new):
-    """Dotted keys whose difference changes what a run computes, each with (old, new). Both are nested mappings.
+    """Dotted keys whose difference changes what a run computes, each with (old, new). Both are
+    nested mappings.
 
-    With dropout, train.accumulation_steps does (each part draws its own mask); without, it is only another order of
-    summation, as another mesh is.
+    With dropout, train.accumulation_steps does (each part draws its own mask); without, it is only
+    another order of summation, as another mesh is.
     """
     free = FREE
     if not any(value for key, value in new["model"].items() if key.endswith("dropout")):

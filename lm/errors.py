@@ -8,7 +8,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (diverged, disk full, no good checkpoint). Commands print it and exit with 1."""
+    """A run that cannot go on (diverged, no good checkpoint). Commands print it and exit with 1."""
 
 
 def require(condition, message):

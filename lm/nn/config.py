@@ -1,4 +1,4 @@
-"""The configuration of a Transformer: section `model` of configs/base.py, resolved and validated."""
+"""The configuration of a Transformer: section `model` of configs/base.py, once resolved."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ REMATS = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Every switch of the model. Meanings, defaults and reasons stand in configs/base.py; there are no defaults here."""
+    """Every switch of the model; configs/base.py says what they mean and holds the defaults."""
 
     vocab_size: int
     d_model: int
@@ -53,13 +53,18 @@ class TransformerConfig:
     remat: str
 
     def __post_init__(self):
-        for key in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_width", "d_ff"):
+        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_width")
+        for key in (*sizes, "d_ff", "max_positions"):
             value = getattr(self, key)
             require(value >= 1, f"model.{key}={value} is not possible; it must be 1 or more.")
+        for key in ("rope_theta", "norm_eps", "initializer_std"):
+            value = getattr(self, key)
+            require(value > 0, f"model.{key}={value} is not possible; it must be more than 0.")
+        heads, kv_heads = self.num_heads, self.num_kv_heads
         require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}; "
-            f"take one of {[n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]}.",
+            heads % kv_heads == 0,
+            f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; take one of "
+            f"{[n for n in range(1, heads + 1) if heads % n == 0]}.",
         )
         for key, options in (
             ("position", POSITIONS),
@@ -74,10 +79,10 @@ class TransformerConfig:
             require_in(f"model.{key}", getattr(self, key), options)
         for key in ("embedding_dropout", "attention_dropout", "residual_dropout"):
             value = getattr(self, key)
-            require(0 <= value < 1, f"model.{key}={value} is not a probability; it must be in [0, 1).")
+            require(0 <= value < 1, f"model.{key}={value} must be a probability in [0, 1).")
         require(
             self.position != "rope" or self.head_width % 2 == 0,
-            f"model.head_width={self.head_width} is odd; position='rope' turns pairs, so it must be even.",
+            f"model.head_width={self.head_width} is odd, but position='rope' turns pairs of it.",
         )
         require(
             not (self.parallel_block and self.norm_placement != "pre"),
