@@ -1,0 +1,84 @@
+"""environment.json: what each start of a run ran on and with, so that it can be repeated."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from lm.errors import UserError
+
+PACKAGES = ("lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+VARIABLES = re.compile("(CUDA|JAX|LIBTPU|LM|NCCL|OMP|SLURM|TPU|XLA)_")
+SECRETS = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|JWT", re.IGNORECASE)
+
+
+def environment():
+    """Versions, devices, commit of the code, variables that matter (no secrets), command, time."""
+    import jax
+
+    kinds = [device.device_kind for device in jax.devices()]
+    return {
+        "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.orig_argv,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "code": commit(Path(__file__).resolve().parents[2]),
+        "backend": jax.default_backend(),
+        "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "processes": jax.process_count(),
+        "cores": os.cpu_count(),
+        "variables": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if VARIABLES.match(name) and not SECRETS.search(name)
+        },
+    }
+
+
+def write_environment(workdir):
+    """Add this start to the list in workdir/environment.json; returns what was added."""
+    path = Path(workdir) / "environment.json"
+    starts = []
+    if path.exists():
+        try:
+            starts = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); move it away.") from error
+    starts.append(environment())
+    half = path.with_name(f"{path.name}.{os.getpid()}")
+    half.write_text(json.dumps(starts, indent=2) + "\n")
+    half.replace(path)
+    return starts[-1]
+
+
+def commit(folder):
+    """{"commit": hash, "dirty": whether files differ from it}; None if folder is no checkout."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):  # no git here, no commit yet, not our files
+        return None
+
+
+def _git(folder, *arguments):
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None

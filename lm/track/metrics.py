@@ -1,0 +1,157 @@
+"""metrics.jsonl: one JSON object per logged step, and TensorBoard or Weights & Biases if asked.
+
+A step may be written in several objects (training, then evaluation) and again after a resume; the
+later value of a key counts. A killed run may leave its last line torn: it is mended on opening.
+"""
+
+import importlib
+import json
+import math
+import uuid
+from pathlib import Path
+
+from lm.errors import RunError, UserError
+
+
+class MetricsWriter:
+    """Appends to workdir/metrics.jsonl. Of several processes, one has it.
+
+    tensorboard: also event files in workdir/tensorboard. wandb_project: also a run there, which a
+    resumed workdir goes on with. config: a mapping that is saved with it.
+    Raises UserError if the package that one of them needs is not installed.
+    """
+
+    def __init__(self, workdir, tensorboard=False, wandb_project="", config=None):
+        workdir = Path(workdir)
+        self.sinks = []
+        if tensorboard:
+            self.sinks.append(_TensorBoard(workdir / "tensorboard"))
+        if wandb_project:
+            self.sinks.append(_WandB(workdir, wandb_project, config))
+        self.path = workdir / "metrics.jsonl"
+        _mend(self.path)
+        self.file = self.path.open("ab", buffering=0)
+
+    def write(self, step, values):
+        """values: {name: number}, arrays of one number too; a text, such as a fingerprint, stays.
+
+        float32 values come back exactly; what is not finite is written as null. Raises RunError if
+        the disk is full.
+        """
+        values = {name: _plain(value) for name, value in values.items()}
+        line = json.dumps({"step": int(step), **values}, allow_nan=False).encode() + b"\n"
+        try:
+            written = self.file.write(line)  # one call: a reader never sees half of what we wrote
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}.") from error
+        if written != len(line):
+            raise RunError(f"{self.path} cannot be written: the disk is full.")
+        numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
+        for sink in self.sinks:
+            sink.write(int(step), numbers)
+
+    def close(self):
+        self.file.close()
+        for sink in self.sinks:
+            sink.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def read_metrics(path):
+    """[{"step": step, name: value, ...}], one dict per step, in order of steps.
+
+    Raises UserError if the file is missing or a line other than a torn last one is no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no {path}; name the metrics.jsonl of a run that logged a step.")
+    rows = {}
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if row is None:
+            if line and number < len(lines):
+                raise UserError(f"line {number} of {path} is not a logged step; remove the line.")
+            continue
+        rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def _parse(line):
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _mend(path):
+    """Drop what follows the last line end, or end it if it is a whole line."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    torn = content[content.rfind(b"\n") + 1 :]
+    with path.open("r+b") as file:
+        if torn and _parse(torn) is not None:
+            file.seek(0, 2)
+            file.write(b"\n")
+        elif torn:
+            file.truncate(len(content) - len(torn))
+
+
+def _plain(value):
+    if isinstance(value, str):
+        return value
+    value = value.item() if hasattr(value, "item") else value
+    return value if math.isfinite(value) else None
+
+
+class _TensorBoard:
+    def __init__(self, folder):
+        self.module = _optional("tensorboardX", "metrics.tensorboard=True", "tensorboard")
+        self.folder, self.writer = folder, None
+
+    def write(self, step, numbers):
+        if self.writer is None:  # from its first step on, a resumed run replaces what was logged
+            self.writer = self.module.SummaryWriter(
+                str(self.folder), purge_step=step, filename_suffix=f".{uuid.uuid4().hex}"
+            )
+        for name, number in numbers.items():
+            self.writer.add_scalar(name, number, step)
+
+    def close(self):
+        if self.writer is not None:
+            self.writer.close()
+
+
+class _WandB:
+    def __init__(self, workdir, project, config):
+        module = _optional("wandb", f"metrics.wandb_project={project!r}", "wandb")
+        name = workdir / "wandb" / "id"
+        if not name.exists():
+            name.parent.mkdir(exist_ok=True)
+            name.write_text(uuid.uuid4().hex)
+        where = {"project": project, "dir": str(workdir), "id": name.read_text()}
+        self.run = module.init(**where, resume="allow", config=config)
+        # Its own step may not go back, as ours does after a resume.
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, step, numbers):
+        self.run.log({"step": step, **numbers})
+
+    def close(self):
+        self.run.finish()
+
+
+def _optional(package, key, extra):
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
+        ) from error
