@@ -187,6 +187,13 @@ class Config:
         )
 
 
+# Keys that may be None in a preset: `resolve` derives them from others.
+DERIVED = (
+    *("model.vocab_size", "model.num_kv_heads", "model.head_width", "model.d_ff"),
+    *("model.max_positions", "optim.decay_steps"),
+)
+
+
 def resolve(keys, tokenizer_size=None):
     """The Config of a mapping of sections to keys, with what is None derived from the rest.
 
@@ -217,10 +224,12 @@ def resolve(keys, tokenizer_size=None):
 
 def _head_width(model):
     width, heads = model["d_model"], model["num_heads"]
+    if width < 1 or heads < 1:
+        return 1  # TransformerConfig refuses the two
     require(
-        heads > 0 and width % heads == 0,
+        width % heads == 0,
         f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width that it "
-        f"divides is {max(1, round(width / max(heads, 1))) * heads}, or set model.head_width.",
+        f"divides is {max(1, round(width / heads)) * heads}, or set model.head_width.",
     )
     return width // heads
 
@@ -231,7 +240,7 @@ def build(cls, keys):
 
 
 def _typed(kind, value, path):
-    """The value as `kind`, a dataclass as a dict; an int will do for a float; None stays."""
+    """The value as `kind`, a dataclass as a dict. An int will do for a float; None if DERIVED."""
     if dataclasses.is_dataclass(kind):
         require(hasattr(value, "items"), f"{path or 'config'}={value!r} must be a section of keys.")
         fields, prefix = typing.get_type_hints(kind), path and path + "."
@@ -245,7 +254,7 @@ def _typed(kind, value, path):
     if kind is float and type(value) is int:
         return float(value)
     require(
-        value is None or type(value) is kind,
+        type(value) is kind or (value is None and path in DERIVED),
         f"{path}={value!r} has the type {type(value).__name__}; it must be {kind.__name__}.",
     )
     return value

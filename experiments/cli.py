@@ -1,0 +1,343 @@
+"""What every command shares: its flags, its configuration, and how it ends.
+
+    flags = cli.Parser(__doc__)
+    flags.add_argument("--workdir", required=True, metavar="FOLDER", help="where the run is kept")
+
+    def train(argv):
+        arguments = flags.parse(argv)
+        config = lm.config.resolve(arguments.config, tokenizer_size)
+        print(cli.describe(config))
+
+    if __name__ == "__main__":
+        cli.main(train)
+
+ml_collections.config_flags reads the same `--config=FILE:PRESET --config.section.key=value`. It is
+not used, because there a missing file or an unknown key ends in a traceback of some 50 lines, a
+wrong type in absl's usage text, and a key given twice with two values passes in silence; to change
+that takes more code than the parser below.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import importlib.util
+import math
+import os
+import shutil
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lm.errors import RunError, UserError, did_you_mean, require
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EPILOG = """\
+--config=FILE:PRESET is a Python file and one of its presets; without :PRESET it is the first.
+--config.SECTION.KEY=VALUE changes a key; configs/base.py lists and explains them all. `none` has
+the key derived from the others, and 1e6 is an integer too.
+LM_TRACEBACK=1 in the environment shows where an error arose.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with `--config` and `--config.section.key`, and with UserError for every mistake.
+
+    config: whether the command takes a configuration: "required", "optional" or "none".
+    """
+
+    def __init__(self, description, config="required"):
+        super().__init__(
+            prog=f"python -m experiments.{Path(sys.argv[0]).stem}",
+            description=description,
+            epilog=None if config == "none" else EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.takes_config = config != "none"
+        if self.takes_config:
+            self.add_argument(
+                "--config",
+                metavar="FILE:PRESET",
+                required=config == "required",
+                help="the configuration, for example configs/gpt2.py:small",
+            )
+
+    def error(self, message):
+        raise UserError(message.removeprefix("argument ") + ".")
+
+    def parse(self, argv):
+        """The flags as an argparse.Namespace; `config` in it is a locked ConfigDict, or None.
+
+        Both --flag=value and --flag value are read. A flag that is unknown, misses its value, or is
+        given twice with two values is a UserError.
+        """
+        given = self._read(argv)
+        for action in self._actions:
+            name = action.option_strings[-1]
+            missing = action.required and name not in given
+            require(not missing, f"{name}={action.metavar} is missing: {action.help}.")
+        keys = {name: text for name, text in given.items() if name.startswith("--config.")}
+        flags = [name if text is None else f"{name}={text}" for name, text in given.items()]
+        arguments = self.parse_args([flag for flag in flags if not flag.startswith("--config.")])
+        if self.takes_config and arguments.config is not None:
+            overrides = {name.removeprefix("--config."): text for name, text in keys.items()}
+            arguments.config = load_config(arguments.config, overrides)
+        else:
+            require(not keys, f"{next(iter(keys), '')} needs --config=FILE:PRESET too.")
+        return arguments
+
+    def _read(self, argv):
+        """{name: value as text, or None of a flag without}"""
+        known = {name: action for action in self._actions for name in action.option_strings}
+        given, tokens = {}, iter(argv)
+        for token in tokens:
+            name, equals, text = token.partition("=")
+            if name in ("-h", "--help"):
+                self.print_help()
+                sys.exit(0)
+            is_key = self.takes_config and name.startswith("--config.")
+            if name not in known and not is_key:
+                self._refuse(token, name, list(known))
+            if not is_key and known[name].nargs == 0:
+                require(not equals, f"{token}: {name} takes no value.")
+                text = None
+            elif not equals:
+                text = next(tokens, "--")
+                require(not text.startswith("--"), f"{name} needs a value: {name}=VALUE.")
+            require(
+                given.get(name, text) == text,
+                f"{name} is given twice, as {given.get(name)!r} and {text!r}; give it once.",
+            )
+            given[name] = text
+        return given
+
+    def _refuse(self, token, name, known):
+        require(name.startswith("-"), f"{token!r} is not a flag; flags are --name=value.")
+        keys = [f"--config.{key}" for key in _base_keys()] if self.takes_config else []
+        flags = [flag for flag in known if flag.startswith("--") and flag != "--help"]
+        raise UserError(f"{name} is not a flag.{_hint(name, [*flags, *keys], flags)}")
+
+
+def load_config(spec, overrides):
+    """The locked ConfigDict of a preset, "FILE:PRESET", with {"section.key": text} changed in it.
+
+    FILE is looked for in the current folder, then in the repository. The text is read as the type
+    that the key has: an int may be written 1e6, and `none` is None where a number stood.
+    Raises UserError, one line, for whatever is wrong with any of them.
+    """
+    config = _preset(spec)
+    keys = list(_keys(config))
+    for key, text in overrides.items():
+        flag = f"--config.{key}={text}"
+        if key not in keys:
+            _refuse_key(flag, key, keys)
+        section = config
+        *names, leaf = key.split(".")
+        for name in names:
+            section = section[name]
+        section[leaf] = _value(flag, text, section.get_type(leaf), section[leaf])
+    return config.lock()
+
+
+def _keys(config, prefix=""):
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _base_keys():
+    from configs.base import base
+
+    return _keys(base())
+
+
+def _refuse_key(flag, key, keys):
+    inside = [name for name in keys if name.startswith(f"{key}.")]
+    require(not inside, f"{flag}: {key} is a section; set one of its keys: {', '.join(inside)}.")
+    section = key.split(".")[0]
+    near = [name for name in keys if name.startswith(f"{section}.")]
+    sections = list(dict.fromkeys(name.split(".")[0] for name in keys))
+    raise UserError(f"{flag}: there is no key {key!r}.{_hint(key, keys, near or sections)}")
+
+
+def _hint(word, options, listed):
+    """' Did you mean ...?': options of the same last name, or the nearest; else what is listed."""
+    last = word.rpartition(".")[2].lstrip("-")
+    near = [option for option in options if option.rpartition(".")[2].lstrip("-") == last]
+    near = near or difflib.get_close_matches(word, options, n=1)
+    return f" Did you mean {' or '.join(near)}?" if near else f" One of: {', '.join(listed)}."
+
+
+def _value(flag, text, kind, current):
+    """The text of a flag as a value of `kind`, the type that the key has."""
+    example = "" if current is None else f", as the preset's {current!r} is"
+    wrong = f"{flag}: it must be of type {kind.__name__}{example}."
+    if kind is str:
+        return text
+    if kind is bool:
+        require(text.lower() in ("true", "false"), f"{flag}: it must be true or false.")
+        return text.lower() == "true"
+    require(kind in (int, float), f"{flag}: a key of type {kind.__name__} has no flag.")
+    if text.lower() == "none":
+        return None
+    try:
+        number = float(text)
+        whole = int(text) if text.lstrip("+-").replace("_", "").isdigit() else number
+    except ValueError:
+        raise UserError(wrong) from None
+    require(math.isfinite(number), f"{flag}: it must be a finite number.")
+    if kind is float:
+        return number
+    require(whole == int(whole), wrong)
+    return int(whole)
+
+
+# What a file that a user wrote can raise.
+FILE_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
+
+
+def _preset(spec):
+    """The ConfigDict that FILE's get_config makes of PRESET, unlocked."""
+    path, _, name = spec.partition(":")
+    file = next((file for file in (Path.cwd() / path, ROOT / path) if file.is_file()), None)
+    if file is None:
+        files = sorted((ROOT / "configs").glob("[a-z]*.py"))
+        hint = did_you_mean(path, [file.relative_to(ROOT).as_posix() for file in files])
+        raise UserError(f"--config={spec}: there is no file {path!r}.{hint}")
+    require(file.suffix == ".py", f"--config={spec}: {path} is not a Python file, FILE.py.")
+    module_spec = importlib.util.spec_from_file_location("config_file", file)
+    assert module_spec and module_spec.loader, file
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        has_presets = hasattr(module, "get_config")
+        require(has_presets, "it has no function get_config, so it is not a preset file.")
+        config = module.get_config(name) if name else module.get_config()
+    except FILE_ERRORS as error:
+        raise UserError(f"--config={spec}: {_blame(error, file)}") from error
+    require(
+        isinstance(config, ConfigDict),
+        f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}.",
+    )
+    return config.unlock()
+
+
+def _blame(error, file):
+    """Where in the file the error arose, and what it is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
+    if isinstance(error, SyntaxError) and Path(error.filename or "") == file:
+        lines, text = [error.lineno], error.msg
+    else:
+        text = _one_line(error)
+    return f"line {lines[-1]}: {type(error).__name__}: {text}" if lines else text
+
+
+def describe(config):
+    """A resolved Config as text: a paragraph for each section."""
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    paragraphs = []
+    for section, values in dataclasses.asdict(config).items():
+        words = [f"{key}={value if value != '' else repr('')}" for key, value in values.items()]
+        paragraphs.append(
+            textwrap.fill(
+                " ".join(words),
+                width,
+                initial_indent=f"{section:12}",
+                subsequent_indent=" " * 12,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join(paragraphs)
+
+
+def main(command):
+    """Run command(argv) as this process: exit with 0, or with one line on stderr and a status.
+
+    2: the user's mistake (UserError); 1: the run cannot go on (RunError), or the machine fails it;
+    130: interrupted. What is none of these is a bug in our code, and its traceback stays.
+    """
+    sys.exit(_status(command, sys.argv[1:]))
+
+
+def _status(command, argv):
+    try:
+        command(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _end("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does; Python must not find that out again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (UserError, RunError) as error:
+        return _end(error, 2 if isinstance(error, UserError) else 1)
+    except (MemoryError, OSError, RuntimeError, AssertionError) as error:
+        line = _explain(error)
+        if line is None:
+            raise
+        return _end(f"{line.rstrip()} (LM_TRACEBACK=1 shows where.)", 1)
+    return 0
+
+
+def _end(error, status):
+    if os.environ.get("LM_TRACEBACK") == "1":
+        traceback.print_exc()
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    return status
+
+
+def _one_line(error):
+    return " ".join(str(error).split())
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space there, or give a path on another disk",
+    errno.EDQUOT: "free some of your quota, or give a path on another disk",
+    errno.EACCES: "check its owner and mode, or give another path",
+    errno.EPERM: "check its owner and mode, or give another path",
+    errno.EROFS: "give a path on a disk that can be written",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file stands where the path needs a folder; give another path",
+    errno.EISDIR: "give a file",
+    errno.EEXIST: "give another path, or move what is there",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+}
+
+
+def _explain(error):
+    """What the machine or its set-up did, with a remedy; None if it may be a bug of ours."""
+    text = _one_line(error)
+    if isinstance(error, MemoryError):
+        return f"the memory of this machine is used up. {text}"
+    if isinstance(error, OSError) and error.errno is not None:
+        path = f"{error.filename}: " if error.filename else ""
+        remedy = REMEDIES.get(error.errno)
+        return f"{path}{error.strerror}{f'; {remedy}' if remedy else ''}."
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text:
+        return (
+            f"the memory of a device is used up: {text[:200]} Make data.batch_size smaller or "
+            "train.accumulation_steps larger, set model.remat=full or objective.logits_chunk, or "
+            "divide the weights with mesh.fsdp."
+        )
+    # jax says so in words, or by a bare assertion where the platform's plugin is not installed.
+    lost = text.startswith(("Unable to initialize backend", "Unknown backend"))
+    frames = traceback.extract_tb(error.__traceback__)
+    if lost or (isinstance(error, AssertionError) and "xla_bridge" in frames[-1].filename):
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        return (
+            f"jax cannot use the platform that JAX_PLATFORMS={wanted!r} asks for; unset it, or "
+            f"install the extra for the device, 'lm[gpu]' or 'lm[tpu]'. {text}"
+        )
+    return None

@@ -1,0 +1,189 @@
+"""What a configuration or a run will cost, before it costs anything: parameters, memory, FLOPs.
+
+    python -m experiments.inspect --config=configs/gpt2.py:small [--devices=8] [--json]
+    python -m experiments.inspect --workdir=runs/a
+
+Everything is arithmetic on the configuration (lm/flops.py); no array is made and no device is used.
+"""
+
+import dataclasses
+import json
+import math
+import types
+from pathlib import Path
+
+from experiments import cli
+from lm import flops
+from lm.config import Config, DataConfig, build, resolve
+from lm.errors import UserError, require
+
+flags = cli.Parser(__doc__, config="optional")
+flags.add_argument("--workdir", metavar="FOLDER", help="a run, instead of --config")
+flags.add_argument(
+    "--devices", type=int, metavar="N", help="suppose N devices; without, as few as the mesh takes"
+)
+flags.add_argument("--json", action="store_true", help="print JSON")
+
+
+def inspect(argv):
+    arguments = flags.parse(argv)
+    require(
+        (arguments.config is None) != (arguments.workdir is None),
+        "give one of --config=FILE:PRESET and --workdir=FOLDER.",
+    )
+    if arguments.workdir is None:
+        config, assumed = resolve_alone(arguments.config)
+        run = {}
+    else:
+        config, assumed = read_config(Path(arguments.workdir)), []
+        run = {"checkpoints": checkpoint_steps(Path(arguments.workdir))}
+    report = {**costs(config, arguments.devices), **run, "assumed": assumed}
+    print(json.dumps(report, indent=2) if arguments.json else text(report))
+
+
+def resolve_alone(keys):
+    """(Config, what is assumed): no tokenizer is trained, which would give model.vocab_size."""
+    if keys.get("model", {}).get("vocab_size") is not None:
+        return resolve(keys), []
+    size, assumed = vocabulary(build(DataConfig, keys.get("data", {})))
+    return resolve(keys, size), [f"model.vocab_size={size}: {assumed}"]
+
+
+def vocabulary(data):
+    """(size of the tokenizer that a DataConfig asks for, how it is known)."""
+    if data.tokenizer == "bpe":
+        return data.tokenizer_size, "data.tokenizer_size, which little text may not reach"
+    if data.tokenizer == "characters":
+        from lm.data.cache import cache_root
+        from lm.data.sources import read_corpus
+
+        corpus = read_corpus("data.path", data.path, data.text_key, cache_root(data.cache))
+        characters = set()
+        for document in corpus.documents():
+            for piece in document.pieces():
+                characters.update(piece)
+        return len(characters), f"the characters of {data.path or 'the standard library'}"
+    from lm.data.tokenizer import find
+
+    return find(data.tokenizer).size, f"the tokenizer {data.tokenizer}"
+
+
+def read_config(workdir):
+    """The Config that a run has saved."""
+    path = workdir / "config.json"
+    require(path.is_file(), f"--workdir={workdir} holds no run: there is no {path}.")
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it from a copy.") from None
+    sections = [field.name for field in dataclasses.fields(Config)]
+    return build(Config, {name: keys[name] for name in sections if name in keys})
+
+
+def checkpoint_steps(workdir):
+    """The steps that a run has checkpoints of; a folder named by a number is whole."""
+    return sorted(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+
+
+def mesh_sizes(config, devices):
+    """{axis: size} on `devices`, or on the fewest that the mesh takes if that is None."""
+    sizes = dataclasses.asdict(config.mesh)
+    written = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    require(
+        len(rest) <= 1 and all(size >= 1 or size == -1 for size in sizes.values()),
+        f"{written}: sizes must be 1 or more, and one at most -1, which takes what is left.",
+    )
+    devices = fixed if devices is None else devices
+    sizes.update(dict.fromkeys(rest, devices // fixed))
+    require(
+        devices >= 1 and math.prod(sizes.values()) == devices,
+        f"{written} needs {'a multiple of ' if rest else ''}{fixed} devices, not {devices}.",
+    )
+    return sizes
+
+
+def costs(config, devices=None):
+    """What a Config costs, as a dict that JSON can hold: parameters, bytes, FLOPs, tokens."""
+    model, data, steps = config.model, config.data, config.train.num_steps
+    mesh = mesh_sizes(config, devices)
+    fsdp, tensor = mesh["fsdp"], mesh["tensor"]
+    if math.prod(mesh.values()) > 1:
+        from lm.mesh import check_mesh
+
+        parts = config.train.accumulation_steps
+        check_mesh(types.SimpleNamespace(shape=mesh), model, data.batch_size, parts)
+    rows = data.batch_size // config.train.accumulation_steps // (mesh["data"] * fsdp)
+    tokens_per_step = data.batch_size * data.sequence_length
+    chunk = config.objective.logits_chunk or data.sequence_length
+    per_token = {
+        convention: flops.training_flops_per_token(model, data.sequence_length, convention)
+        for convention in flops.CONVENTIONS
+    }
+    parameters = flops.parameter_count(model)
+    return {
+        "parameters": parameters,
+        "parameters_by_part": flops.parameter_parts(model),
+        "matmul_parameters": flops.matmul_parameters(model),
+        "mesh": mesh,
+        "bytes_per_device": {
+            **flops.state_bytes(model, fsdp, tensor),
+            **flops.activation_bytes(model, rows * data.sequence_length, rows * chunk, tensor),
+        },
+        "checkpoint_bytes": flops.checkpoint_bytes(model),
+        "cache_bytes_per_token": flops.cache_bytes_per_token(model),
+        "training_flops_per_token": per_token,
+        "forward_flops_per_token": flops.forward_flops_per_token(model, data.sequence_length),
+        "decode_flops_per_token": flops.decode_flops_per_token(model, data.sequence_length),
+        "tokens_per_step": tokens_per_step,
+        "flops_per_step": per_token["causal"] * tokens_per_step,
+        "steps": steps,
+        "training_tokens": steps * tokens_per_step,
+        "training_flops": per_token["causal"] * steps * tokens_per_step,
+        "tokens_per_parameter": steps * tokens_per_step / parameters,
+    }
+
+
+def text(report):
+    """A report of `costs` to be read by people."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
+    memory, per_token = report["bytes_per_device"], report["training_flops_per_token"]
+    lines = [("parameters", f"{report['parameters']:,}")]
+    lines += [(f"  {part}", f"{n:,}") for part, n in report["parameters_by_part"].items()]
+    lines += [("", ""), (f"memory of a device, mesh {mesh}", "")]
+    lines += [(f"  {kind.replace('_', ' ')}", _bytes(size)) for kind, size in memory.items()]
+    lines += [
+        ("  together, at least", _bytes(sum(memory.values()))),
+        ("a checkpoint", _bytes(report["checkpoint_bytes"])),
+        ("the cache, a token", _bytes(report["cache_bytes_per_token"])),
+        ("", ""),
+        ("FLOPs of a token in training", f"{per_token['causal']:.4g}"),
+        ("  as PaLM counts, for its MFU", f"{per_token['palm']:.4g}"),
+        ("  6ND, all parameters", f"{per_token['chinchilla']:.4g}"),
+        ("  6ND, without embeddings", f"{per_token['kaplan']:.4g}"),
+        ("FLOPs of a token read", f"{report['forward_flops_per_token']:.4g}"),
+        ("FLOPs of a token generated", f"{report['decode_flops_per_token']:.4g}"),
+        ("", ""),
+        ("tokens of a step", f"{report['tokens_per_step']:,}"),
+        ("FLOPs of a step", f"{report['flops_per_step']:.4g}"),
+        ("steps", f"{report['steps']:,}"),
+        ("tokens of the training", f"{report['training_tokens']:.4g}"),
+        ("FLOPs of the training", f"{report['training_flops']:.4g}"),
+        ("tokens per parameter", f"{report['tokens_per_parameter']:.4g}"),
+    ]
+    if "checkpoints" in report:
+        steps = ", ".join(map(str, report["checkpoints"]))
+        lines += [("", ""), ("checkpoints of steps", steps or "none")]
+    lines += [(f"assumed: {assumed}", "") for assumed in report["assumed"]]
+    return "\n".join(f"{name:32}{value:>20}".rstrip() for name, value in lines)
+
+
+def _bytes(size):
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:.4g} {units[power]}"
+
+
+if __name__ == "__main__":
+    cli.main(inspect)

@@ -1,0 +1,175 @@
+"""The configuration: one set of keys, one set of defaults, and every mistake in one line."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from configs.base import base
+from lm.config import Config, DataConfig, build, differences, flatten, resolve
+from lm.errors import UserError
+
+
+def nested_keys(kind):
+    hints = typing.get_type_hints(kind)
+    return {
+        name: nested_keys(hint) if dataclasses.is_dataclass(hint) else hint
+        for name, hint in hints.items()
+    }
+
+
+def test_the_keys_of_base_and_of_the_dataclasses_are_equal():
+    ours = base()
+    types = {
+        section: {key: ours[section].get_type(key) for key in ours[section]} for section in ours
+    }
+    assert types == nested_keys(Config)
+
+
+@pytest.mark.parametrize("kind", [Config, *typing.get_type_hints(Config).values()])
+def test_no_dataclass_has_a_default(kind):
+    for field in dataclasses.fields(kind):
+        assert field.default is dataclasses.MISSING, field.name
+        assert field.default_factory is dataclasses.MISSING, field.name
+
+
+def test_what_is_open_is_derived():
+    config = resolve(base(), tokenizer_size=300)
+    model = config.model
+    assert (model.vocab_size, model.num_kv_heads, model.head_width) == (300, 12, 64)
+    assert (model.d_ff, model.max_positions) == (4 * 768, config.data.sequence_length)
+    assert config.optim.decay_steps == config.train.num_steps
+
+
+def test_what_is_set_is_not_derived():
+    keys = base()
+    keys.model.update(vocab_size=512, num_kv_heads=4, head_width=32, d_ff=100, max_positions=999)
+    keys.optim.decay_steps = 77_777
+    config = resolve(keys, tokenizer_size=300)
+    assert dataclasses.asdict(config)["model"].items() >= keys.model.to_dict().items()
+    assert config.optim.decay_steps == 77_777
+
+
+def test_resolving_changes_nothing_that_it_is_given():
+    keys = base().lock()
+    before = keys.to_dict()
+    resolve(keys, 300)
+    assert keys.to_dict() == before
+
+
+def test_a_config_survives_being_saved():
+    config = resolve(base(), 300)
+    assert build(Config, dataclasses.asdict(config)) == config
+    assert resolve(dataclasses.asdict(config)) == config
+
+
+def test_an_int_is_a_float_but_nothing_else_is_converted():
+    keys = base().to_dict()
+    keys["optim"]["clip_norm"] = 1
+    clip_norm = resolve(keys, 300).optim.clip_norm
+    assert clip_norm == 1.0 and isinstance(clip_norm, float)
+
+
+WRONG = {
+    "model.num_heads=0": "1 or more",
+    "model.num_heads=7": "770",
+    "model.num_kv_heads=5": "[1, 2, 3, 4, 6, 12]",
+    "model.d_model=-1": "1 or more",
+    "model.norm='rmsnorm'": "rms_norm",
+    "model.position='alibi'": "One of: learned",
+    "model.rope_theta=0.0": "more than 0",
+    "model.attention_dropout=1.0": "[0, 1)",
+    "model.param_dtype='float31'": "float32",
+    "model.vocab_size=100": "tokenizer's 300",
+    "objective.label_smoothing=1.0": "[0, 1)",
+    "objective.z_loss=-1.0": "0 (off)",
+    "objective.logits_chunk=-1": "0 (off)",
+    "data.order='random'": "One of: shuffled, contiguous",
+    "data.batch_size=0": "1 or more",
+    "data.validation_fraction=0.0": "data.validation_path",
+    "optim.schedule='cosin'": "Did you mean 'cosine'",
+    "optim.warmup_steps=1000": "decay_steps=1000",
+    "optim.peak_lr=-1.0": "0 or more",
+    "optim.beta2=1.0": "[0, 1)",
+    "train.num_steps=0": "train.num_steps larger",
+    "train.seed=-1": "[0, 2**31)",
+    "train.accumulation_steps=3": "nearest that does is 9",
+    "metrics.every_steps=0": "1 or more",
+    "metrics.profile_start=5": "profile_stop",
+    "evaluate.every_steps=-1": "0 (never)",
+    "checkpoint.keep_last=0": "1 or more",
+    "model.d_model=None": "must be int",
+    "model.d_model='768'": "must be int",
+    "model.gated=1": "must be bool",
+    "model.d_model=True": "must be int",
+    "model.d_model=768.0": "must be int",
+    "model.n_heads=4": "Did you mean 'num_heads'",
+    "optimizer=4": "Did you mean 'optim'",
+    "model=4": "section",
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_what_is_wrong_is_said_in_one_line(change):
+    path, _, value = change.partition("=")
+    value = {"None": None, "True": True}.get(value, value)
+    if isinstance(value, str):
+        value = value.strip("'") if "'" in value else float(value) if "." in value else int(value)
+    *sections, key = path.split(".")
+    keys = base().to_dict()
+    (keys[sections[0]] if sections else keys)[key] = value
+    with pytest.raises(UserError) as error:
+        resolve(keys, tokenizer_size=300)
+    message = str(error.value)
+    assert key in message and WRONG[change] in message and "\n" not in message
+
+
+def test_an_open_vocabulary_needs_a_tokenizer():
+    with pytest.raises(UserError, match=r"model.vocab_size has no value"):
+        resolve(base())
+
+
+def test_a_longer_sequence_than_the_position_table_is_refused():
+    keys = base()
+    keys.model.max_positions = 128
+    with pytest.raises(UserError, match=r"data.sequence_length=256 .* model.max_positions=128"):
+        resolve(keys, 300)
+    keys.model.position = "rope"
+    assert resolve(keys, 300).data.sequence_length == 256
+
+
+def test_all_missing_keys_are_named():
+    keys = base().data.to_dict()
+    del keys["path"], keys["order"]
+    with pytest.raises(UserError, match=r"lacks path, order"):
+        build(DataConfig, keys)
+
+
+def test_differences_are_those_that_change_what_is_computed():
+    old = dataclasses.asdict(resolve(base(), 300))
+    keys = base()
+    keys.mesh.update(data=1, fsdp=8)
+    keys.train.update(accumulation_steps=2, num_steps=2000)
+    keys.optim.decay_steps = 1000
+    keys.model.remat = "full"
+    keys.data.path = "elsewhere"
+    assert differences(old, dataclasses.asdict(resolve(keys, 300))) == {}
+    keys.optim.peak_lr = 1e-3
+    keys.model.residual_dropout = 0.1
+    assert differences(old, dataclasses.asdict(resolve(keys, 300))) == {
+        "optim.peak_lr": (6e-4, 1e-3),
+        "model.residual_dropout": (0.0, 0.1),
+        # Each part of a batch draws its own dropout mask.
+        "train.accumulation_steps": (1, 2),
+    }
+
+
+def test_a_key_of_another_version_is_a_difference():
+    config = dataclasses.asdict(resolve(base(), 300))
+    newer = {**config, "optim": {**config["optim"], "nesterov": True}}
+    assert differences(config, newer) == {"optim.nesterov": (None, True)}
+    assert differences(newer, config) == {"optim.nesterov": (True, None)}
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
