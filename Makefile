@@ -38,7 +38,7 @@ lint: setup ## style, format, types, import direction
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/ty check --python $(VENV)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 clean: ## remove environments and caches; runs stay
 	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -20,7 +20,8 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
 # Tests compile a lot of small things, over and over.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/tests-jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# With a bound (4 GiB) jax locks the folder: no process reads an entry that another is writing.
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 32))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
