@@ -1,0 +1,170 @@
+"""The device mesh, and the one table that says where every kind of tensor lives.
+
+Mesh axes carry their sharding in the type of every array (JAX's explicit mode): a wrong placement is an error at
+trace time and not a silent gather. Without a mesh, or on one device, every function here does nothing.
+"""
+
+import contextlib
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm.errors import UserError, require
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`, below).
+PARAMETER_DIMS = {
+    "layers": None,
+    "model": "fsdp",  # D, of every matrix
+    "heads": "tensor",  # N
+    "kv_heads": "tensor",  # K; copied where there are fewer than tensor devices
+    "width": None,  # H
+    "hidden": "tensor",  # F
+    "vocab": "tensor",  # V
+    "positions": None,
+    "norm": None,  # scales and biases: too small to divide
+}
+
+# Activations. Features are divided only between the two products of a layer, heads and hidden units.
+ACTIVATIONS = {
+    "tokens": P(BATCH, None),  # BT
+    "residual": P(BATCH, None, None),  # BTD
+    "heads": P(BATCH, None, "tensor", None),  # BTNH and BSKH
+    "copied_heads": P(BATCH, None, None, None),  # BTKH of fewer key heads than tensor devices
+    "layer_heads": P(None, BATCH, None, "tensor", None),  # LBSKH: the cache
+    "scores": P(BATCH, "tensor", None, None),  # BNTS
+    "hidden": P(BATCH, None, "tensor"),  # BTF
+    "logits": P(BATCH, None, "tensor"),  # BTV
+    "microbatches": P(None, BATCH, None),  # a batch as the train step takes it: (A, B/A, T)
+}
+
+
+def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
+    """A mesh of all devices, or of those given, in the order of AXES; a size of -1 takes what is left.
+
+    Raises UserError if the product of the sizes is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    written = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    require(len(open_axes) <= 1, f"{written}: only one axis can take what is left (-1).")
+    fixed = 1
+    for axis, size in sizes.items():
+        require(size == -1 or size >= 1, f"mesh.{axis}={size} must be 1 or more, or -1 for what is left.")
+        fixed *= max(size, 1)
+    if open_axes and len(devices) % fixed == 0:
+        sizes[open_axes[0]] = len(devices) // fixed
+        fixed = len(devices)
+    if fixed != len(devices):
+        many = "too few" if fixed > len(devices) else "the rest would idle"
+        remedy = "make their product divide it" if open_axes else "make their product equal to it, or one of them -1"
+        raise UserError(f"{written} needs a multiple of {fixed} devices, there are {len(devices)} ({many}); {remedy}.")
+    # On one device there is nothing to place, and plain types keep every JAX function usable.
+    kind = AxisType.Explicit if len(devices) > 1 else AxisType.Auto
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(kind,) * len(AXES), devices=devices)
+
+
+def check_mesh(mesh, model, batch_size, accumulation_steps=1):
+    """Raise UserError unless the mesh divides the model's dims and the batch. model: a TransformerConfig."""
+    shards, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
+    part = batch_size // accumulation_steps
+    if part % shards:
+        nearest = max(1, round(part / shards)) * shards * accumulation_steps
+        raise UserError(
+            f"data.batch_size={batch_size} in train.accumulation_steps={accumulation_steps} parts does not divide over "
+            f"the {shards} data shards of mesh {dict(mesh.shape)}; the nearest that does is {nearest}."
+        )
+    for key, size, count in (
+        ("d_model", model.d_model, fsdp),
+        ("num_heads", model.num_heads, tensor),
+        ("d_ff", model.d_ff, tensor),
+        ("vocab_size", model.vocab_size, tensor),
+    ):
+        axis = "fsdp" if key == "d_model" else "tensor"
+        require(
+            size % count == 0,
+            f"mesh.{axis}={count} does not divide model.{key}={size}; the next that it divides is "
+            f"--config.model.{key}={-(-size // count) * count}.",
+        )
+    kv_heads = model.num_kv_heads
+    require(
+        kv_heads % tensor == 0 or tensor % kv_heads == 0,
+        f"mesh.tensor={tensor} neither divides model.num_kv_heads={kv_heads} nor is a multiple of it.",
+    )
+
+
+def parameter_spec(dims, shape, mesh):
+    """The PartitionSpec of a parameter at rest; dims are keys of PARAMETER_DIMS."""
+    axes = []
+    for dim, size in zip(dims, shape, strict=True):
+        axis = PARAMETER_DIMS[dim]
+        copied = dim == "kv_heads" and size % mesh.shape["tensor"]
+        axes.append(None if copied else axis)
+    return P(*axes)
+
+
+def sharding(mesh, name):
+    """The NamedSharding of an activation: a key of ACTIVATIONS."""
+    return NamedSharding(mesh, ACTIVATIONS[name])
+
+
+def current_mesh():
+    """The mesh set by `use_mesh`, or None where there is nothing to place: no mesh, or one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def use_mesh(mesh):
+    """The context in which a model runs on this mesh."""
+    return contextlib.nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh)
+
+
+def _is_explicit(mesh):
+    return AxisType.Explicit in mesh.axis_types
+
+
+def put(x, name):
+    """x, moved to where ACTIVATIONS keeps this kind of tensor."""
+    return _put(x, ACTIVATIONS[name])
+
+
+def _put(x, spec):
+    mesh = current_mesh()
+    if mesh is None:
+        return x
+    return jax.sharding.reshard(x, spec) if _is_explicit(mesh) else jax.lax.with_sharding_constraint(x, spec)
+
+
+def gathered(w):
+    """A parameter at its use: gathered over fsdp, still divided over tensor."""
+    mesh = current_mesh()
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return w
+    spec = jax.typeof(w).sharding.spec
+    return _put(w, P(*(None if axis == "fsdp" else axis for axis in spec)))
+
+
+def local(function, in_names, out_names):
+    """`function` run by every device on its own part, so that its body is plain JAX and names no axis.
+
+    in_names, out_names: for each argument and result a key of ACTIVATIONS, or None for what every device has whole;
+    an argument that is None stays None. One name stands for a whole pytree.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return function
+
+    def spec(name):
+        return P() if name is None else ACTIVATIONS[name]
+
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(spec(name) for name in in_names),
+        out_specs=jax.tree.map(spec, out_names, is_leaf=lambda name: name is None),
+        check_vma=False,
+    )

@@ -1,0 +1,210 @@
+"""The Transformer: embedding, a stack of blocks, head."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.errors import require
+from lm.mesh import current_mesh, put
+from lm.nn.attention import Attention, Visible, keep_mask, kv_copies
+from lm.nn.feedforward import FeedForward
+from lm.nn.heads import Embedding, Head
+from lm.nn.norms import Norm
+from lm.nn.params import GATHERED, stacked
+from lm.nn.positions import LearnedPositions, rotation, sinusoid
+
+# Which sublayer norms a placement has: of the branch's input, of its output, of the residual sum.
+PLACEMENTS = {
+    "pre": ("input",),
+    "post": ("residual",),
+    "sandwich": ("input", "output"),
+    "output": ("output",),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every layer shares: who sees whom, the rotations of this batch, and where the cache is written."""
+
+    visible: Visible
+    rotation: tuple | None = None
+    index: jax.Array | None = None
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each with its norms, added to the residual stream."""
+
+    def __init__(self, config):
+        self.config = config
+        self.attention = Attention(config)
+        self.feedforward = FeedForward(config)
+        for place in PLACEMENTS[config.norm_placement]:
+            suffix = "norm" if place == "input" else f"{place}_norm"
+            setattr(self, f"attention_{suffix}", Norm(config))
+            if not config.parallel_block:
+                setattr(self, f"feedforward_{suffix}", Norm(config))
+
+    def __call__(self, x_BTD, context, cache=None, key=None):
+        """(B, T, D) and this layer's cache."""
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        h_BTD = self._norm("attention_norm", x_BTD)
+        a_BTD, cache = self.attention(h_BTD, context, cache, keys[0])
+        if self.config.parallel_block:
+            return x_BTD + self._drop(a_BTD, keys[1]) + self._drop(self.feedforward(h_BTD), keys[2]), cache
+        x_BTD = self._add(x_BTD, a_BTD, "attention", keys[1])
+        f_BTD = self.feedforward(self._norm("feedforward_norm", x_BTD))
+        return self._add(x_BTD, f_BTD, "feedforward", keys[2]), cache
+
+    def _norm(self, name, x_BTD):
+        return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
+
+    def _drop(self, x_BTD, key):
+        return dropout(x_BTD, key, self.config.residual_dropout)
+
+    def _add(self, x_BTD, branch_BTD, name, key):
+        branch_BTD = self._norm(f"{name}_output_norm", self._drop(branch_BTD, key))
+        return self._norm(f"{name}_residual_norm", x_BTD + branch_BTD)
+
+
+def run_layers(layers, x_BTD, context, cache=None, key=None):
+    """(B, T, D) after all layers, and their cache. layers: a Block whose parameters are stacked, as the cache's are.
+
+    Scanned (one layer is compiled) or unrolled, by config.scan_layers.
+    """
+    config = layers.config
+    graph, params = nnx.split(layers)
+
+    def layer(x_BTD, xs):
+        number, params, cache = xs
+        layer_key = None if key is None else jax.random.fold_in(key, number)
+        return nnx.merge(graph, params)(x_BTD, context, cache, layer_key)
+
+    layer = rematerialised(layer, config.remat)
+    xs = (jnp.arange(config.num_layers), params, cache)
+    if config.scan_layers:
+        return jax.lax.scan(layer, x_BTD, xs)
+    caches = []
+    for layer_xs in unstacked(xs, config.num_layers):
+        x_BTD, layer_cache = layer(x_BTD, layer_xs)
+        caches.append(layer_cache)
+    return x_BTD, None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+
+
+def unstacked(tree, num_layers):
+    """A tree for each layer of one whose arrays are stacked; by one split, whose gradient is one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [jax.lax.split(leaf, [1] * num_layers) for leaf in leaves]
+    return [structure.unflatten(part[n].squeeze(0) for part in parts) for n in range(num_layers)]
+
+
+def rematerialised(layer, remat):
+    """The layer with what its backward pass recomputes. Weights gathered over fsdp are never kept, whatever it is."""
+    policies = jax.checkpoint_policies
+    mesh = current_mesh()
+    if remat == "full":
+        return jax.checkpoint(layer, prevent_cse=False)
+    if remat == "dots":
+        return jax.checkpoint(layer, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable)
+    if mesh is not None and mesh.shape["fsdp"] > 1:
+        keep = policies.save_anything_except_these_names(GATHERED)
+        return jax.checkpoint(layer, prevent_cse=False, policy=keep)
+    return layer
+
+
+class Transformer(nnx.Module):
+    """A decoder: tokens (B, T) to logits (B, T, V)."""
+
+    def __init__(self, config):
+        self.config = config
+        self.embed = Embedding(config)
+        if config.position == "learned":
+            self.positions = LearnedPositions(config)
+        if config.embedding_norm:
+            self.embedding_norm = Norm(config)
+        self.layers = stacked(Block(config), config.num_layers)
+        if config.final_norm:
+            self.final_norm = Norm(config)
+        if not config.tied_embedding:
+            self.head = Head(config)
+
+    def __call__(self, tokens_BT, *, positions=None, segments=None):
+        """Logits (B, T, V), float32 or wider. positions, segments: int32 (B, T), of packed documents; 0 is padding."""
+        hidden_BTD, _ = self.hidden(tokens_BT, positions=positions, segments=segments)
+        return self.logits(hidden_BTD)
+
+    def hidden(self, tokens_BT, *, positions=None, segments=None, cache=None, key=None):
+        """What the head reads, (B, T, D), and the cache after these tokens.
+
+        cache: None, or what `lm.generate.empty_cache` makes; then positions are required. key: for dropout.
+        """
+        config = self.config
+        if positions is None:
+            length = tokens_BT.shape[1]
+            fits = config.position != "learned" or length <= config.max_positions
+            require(fits, f"{length} tokens are more than the model's {config.max_positions} positions.")
+            positions = jnp.arange(length)[None]
+        x_BTD = self.embed(tokens_BT)
+        if config.position == "learned":
+            x_BTD = x_BTD + put_rows(self.positions(positions))
+        elif config.position == "sinusoid":
+            x_BTD = x_BTD + put_rows(sinusoid(positions, config.d_model).astype(x_BTD.dtype))
+        if config.embedding_norm:
+            x_BTD = self.embedding_norm(x_BTD)
+        keys = (None, None) if key is None else jax.random.split(key)
+        x_BTD = dropout(x_BTD, keys[0], config.embedding_dropout)
+        context, cache = self._context(positions, segments, cache)
+        layers = None if cache is None else cache["layers"]
+        x_BTD, layers = run_layers(self.layers, x_BTD, context, layers, keys[1])
+        if config.final_norm:
+            x_BTD = self.final_norm(x_BTD)
+        return x_BTD, None if cache is None else {**cache, "layers": layers}
+
+    def logits(self, hidden_BTD):
+        """(B, T, V), float32 or wider."""
+        head = self.embed.logits if self.config.tied_embedding else self.head
+        return head(hidden_BTD)
+
+    def _context(self, positions, segments, cache):
+        """The layers' Context, and the cache with these tokens' positions and segments written into it."""
+        config = self.config
+        turned = None
+        if config.position == "rope":
+            turned = rotation(positions, config.head_width, config.rope_theta, config.compute_dtype)
+        if cache is None:
+            return Context(Visible(positions, positions, segments, segments), turned), None
+        index, length = cache["index"], positions.shape[1]
+        keys = {
+            "positions_BS": jax.lax.dynamic_update_slice_in_dim(cache["positions_BS"], positions, index, 1),
+            "segments_BS": jax.lax.dynamic_update_slice_in_dim(cache["segments_BS"], segments, index, 1),
+        }
+        visible = Visible(positions, keys["positions_BS"], segments, keys["segments_BS"])
+        return Context(visible, turned, index), {**cache, **keys, "index": index + length}
+
+
+def put_rows(x_BTD):
+    """Embeddings of positions: whole on every device if one row serves the whole batch, else as the residual."""
+    return x_BTD if x_BTD.shape[0] == 1 else put(x_BTD, "residual")
+
+
+def dropout(x_BTD, key, rate):
+    """x with elements zeroed with probability `rate`, the rest scaled to the same mean; key None: off."""
+    if key is None or rate == 0:
+        return x_BTD
+    return x_BTD * keep_mask(key, x_BTD.shape, rate, "residual", x_BTD.dtype)
+
+
+def empty_cache(config, batch, length):
+    """The cache of `length` tokens for `batch` rows: plain arrays, carried by whoever decodes.
+
+    key_BSKH and value_BSKH (L, B, S, K, H) in the compute dtype; positions and segments (B, S); segment 0 is empty.
+    """
+    heads = config.num_kv_heads * kv_copies(config)
+    shape = (config.num_layers, batch, length, heads, config.head_width)
+    layers = {name: jnp.zeros(shape, config.compute_dtype) for name in ("key_BSKH", "value_BSKH")}
+    rows = {name: jnp.zeros((batch, length), jnp.int32) for name in ("positions_BS", "segments_BS")}
+    rows = jax.tree.map(lambda x: put(x, "tokens"), rows)
+    layers = jax.tree.map(lambda x: put(x, "layer_heads"), layers)
+    return {"layers": layers, "index": jnp.zeros((), jnp.int32), **rows}

@@ -1,0 +1,108 @@
+"""The train step and the evaluation step: pure functions, compiled once, for any mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lm.mesh import put
+from lm.nn.params import bind
+from lm.objectives.causal import causal_loss
+from lm.optim.optimizers import optimizer
+from lm.optim.schedules import learning_rate
+from lm.train.state import TrainState
+
+
+def make_train_step(model, config, state_shardings):
+    """step(state, batch) -> (state, metrics), compiled; the state given is consumed.
+
+    batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed. metrics: scalars on
+    the device: loss (mean cross-entropy in nats), grad_norm, lr, finite, fingerprint (uint32, 2) and the skip counts.
+    """
+    transform = optimizer(config.optim)
+    uses_dropout = any((config.model.embedding_dropout, config.model.attention_dropout, config.model.residual_dropout))
+
+    def train_step(state, batch):
+        total = batch["weights"].sum()
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def part_loss(params, part, number):
+            key = jax.random.fold_in(step_key, number) if uses_dropout else None
+            minimised, nll = causal_loss(bind(model, params), part, config.objective, key)
+            return minimised / total, nll / total
+
+        nll, grads = accumulate(jax.value_and_grad(part_loss, has_aux=True), state.params, batch)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        lr = learning_rate(config.optim, state.step)
+        params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state.params, updates)
+        grad_norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
+        finite = jnp.isfinite(nll) & jnp.isfinite(grad_norm)
+        # A step that is not finite leaves everything as it was but the step number and the count.
+        keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        variables = {
+            "skipped_steps": state.variables["skipped_steps"] + ~finite,
+            "skipped_in_a_row": jnp.where(finite, 0, state.variables["skipped_in_a_row"] + 1),
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            variables=variables,
+            key=state.key,
+        )
+        metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, "fingerprint": fingerprint(batch), **variables}
+        return new_state, metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def accumulate(value_and_grad, params, batch):
+    """(nll, grads) summed over the parts of a batch, whose arrays have them as first dim; one gradient copy is kept."""
+    parts = batch["tokens"].shape[0]
+    if parts == 1:
+        (_, nll), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], batch), 0)
+        return nll, grads
+
+    def add(sums, xs):
+        part, number = xs
+        (_, nll), grads = value_and_grad(params, part, number)
+        return jax.tree.map(jnp.add, sums, (nll, grads)), None
+
+    zero_nll = jnp.zeros((), jnp.promote_types(batch["weights"].dtype, jnp.float32))
+    start = (zero_nll, jax.tree.map(jnp.zeros_like, params))
+    (nll, grads), _ = jax.lax.scan(add, start, (batch, jnp.arange(parts)))
+    return nll, grads
+
+
+def fingerprint(batch):
+    """Two uint32 that identify a batch's contents and order, equal on every mesh: sums of mixed integers."""
+
+    def mixed(x):
+        x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+        x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+        return x ^ (x >> 16)
+
+    sums = []
+    for seed in (0x9E3779B9, 0x85EBCA6B):
+        total = jnp.uint32(0)
+        for number, name in enumerate(sorted(batch)):
+            x = batch[name]
+            parts, rows, length = x.shape
+            place = jnp.arange(parts * rows * length, dtype=jnp.uint32).reshape(x.shape)
+            salted = mixed(mixed(place + jnp.uint32(seed)) + x.astype(jnp.uint32) + jnp.uint32(number))
+            total = total + salted.sum(dtype=jnp.uint32)
+        sums.append(total)
+    return jnp.stack(sums)
+
+
+def make_eval_step(model, config):
+    """step(params, batch) -> (nats, weight): sums over one validation batch, compiled."""
+
+    def eval_step(params, batch):
+        batch = jax.tree.map(lambda x: x[0], batch)
+        objective = dataclasses.replace(config.objective, label_smoothing=0.0, z_loss=0.0)
+        _, nll = causal_loss(bind(model, params), batch, objective)
+        return nll, batch["weights"].sum()
+
+    return jax.jit(eval_step)
