@@ -1,0 +1,143 @@
+"""Tokenizers: round trips, determinism, end of text, and what Hugging Face's files mean."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lm.data import tokenizer
+from lm.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+TEXTS = [
+    "def main():\n    return 'ok'\n" * 20,
+    "敏捷的棕色狐狸跳过了懒狗。",
+    "🙂👩‍👩‍👧 \x00\x07\t\r\n\x1b\x7f mixed \u202e text",
+    "  leading,  doubled and trailing  ",
+    "a<|endoftext|>b",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return tokenizer.train_tokenizer("bpe", iter(TEXTS * 3), 300)
+
+
+def each(bpe):
+    return (
+        bpe,
+        tokenizer.ByteTokenizer(),
+        tokenizer.CharacterTokenizer("".join(sorted(set("".join(TEXTS))))),
+    )
+
+
+def test_every_kind_returns_the_text(bpe, tmp_path):
+    for kind in each(bpe):
+        kind.save(tmp_path)
+        for again in (kind, tokenizer.load(tmp_path), tokenizer.load(tmp_path / "tokenizer.json")):
+            assert (again.kind, again.size, again.end_of_text) == (
+                kind.kind,
+                kind.size,
+                kind.end_of_text,
+            )
+            assert again.fingerprint == kind.fingerprint
+            for text, tokens in zip(TEXTS, again.encode_many(TEXTS), strict=True):
+                assert tokens.dtype == np.int32
+                assert np.array_equal(tokens, again.encode(text))
+                assert again.decode(tokens) == text
+                assert tokens.max(initial=0) < again.size
+                assert again.end_of_text not in tokens
+
+
+def test_sizes(bpe):
+    assert (bpe.kind, bpe.size) == ("bpe", 300)
+    assert bpe.library.id_to_token(bpe.end_of_text) == "<|endoftext|>"
+    _, plain, characters = each(bpe)
+    assert (plain.size, plain.end_of_text) == (257, 256)
+    assert characters.end_of_text is None
+    assert plain.encode("é").tolist() == list("é".encode())
+    assert tokenizer.CharacterTokenizer("abc").encode("cab").tolist() == [2, 0, 1]
+
+
+def test_bpe_merges_what_is_frequent():
+    # The only pair that occurs twice in "ababab" pre-tokens is (a, b), and then (ab, ab).
+    trained = tokenizer.train_tokenizer("bpe", ["abab", "abab"], 259)
+    assert [trained.library.id_to_token(i) for i in trained.encode("abab")] == ["abab"]
+    assert [trained.library.id_to_token(i) for i in trained.encode("aba")] == ["ab", "a"]
+
+
+def test_half_characters_and_numbers_of_no_token_do_not_crash(bpe):
+    for kind in each(bpe):
+        tokens = kind.encode("敏捷🙂")
+        for stop in range(len(tokens) + 1):
+            assert isinstance(kind.decode(tokens[:stop]), str)
+        assert kind.decode([*tokens, kind.size + 7, -1]) == "敏捷🙂"
+        assert kind.decode([]) == ""
+    assert tokenizer.ByteTokenizer().decode("敏".encode()[:2]) == "\ufffd"
+    assert bpe.decode([bpe.end_of_text]) == tokenizer.ByteTokenizer().decode([256]) == ""
+    assert tokenizer.ByteTokenizer().encode("\udcff").tolist() == [ord("?")]
+
+
+def test_training_is_deterministic_over_processes_and_threads(bpe):
+    program = (
+        "import sys, json; from lm.data import tokenizer;"
+        "texts = json.load(sys.stdin);"
+        "print(tokenizer.train_tokenizer('bpe', iter(texts), 300).fingerprint)"
+    )
+    for threads in ("1", "4"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            input=json.dumps(TEXTS * 3),
+            env={**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == bpe.fingerprint
+
+
+def test_hugging_face_files(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 9}  # with a gap
+    made = library.Tokenizer(library.models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.post_processor = library.processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    made.enable_truncation(2)
+    made.enable_padding(length=7)
+    made.save(str(tmp_path / "theirs.json"))
+    loaded = tokenizer.find(str(tmp_path / "theirs.json"))
+    assert (loaded.kind, loaded.size, loaded.end_of_text) == ("wordlevel", 10, 2)
+    assert loaded.encode("a b a b").tolist() == [3, 9, 3, 9]
+    assert 2 not in loaded.encode("a </s>")
+    loaded.save(tmp_path)
+    assert tokenizer.load(tmp_path).fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: tokenizer.load(folder), "there is no tokenizer at"),
+        (lambda folder: tokenizer.load(folder / "broken"), "is not JSON"),
+        (
+            lambda folder: tokenizer.load(folder / "list"),
+            "names no kind that we know, and no model",
+        ),
+        (lambda folder: tokenizer.find("bep"), "data.tokenizer='bep'.* Did you mean 'bpe'"),
+        (lambda folder: tokenizer.train_tokenizer("bpe", [], 256), "data.tokenizer_size=256"),
+        (lambda folder: tokenizer.train_tokenizer("word", [], 256), "data.tokenizer='word'"),
+        (lambda folder: tokenizer.CharacterTokenizer("ab").encode("a€"), r"'€' \(U\+20AC\)"),
+        (lambda folder: tokenizer.CharacterTokenizer("bc").encode("a"), r"'a' \(U\+0061\)"),
+    ],
+)
+def test_mistakes_are_one_line(make, message, tmp_path):
+    (tmp_path / "broken").write_text("{")
+    (tmp_path / "list").write_text("[]")
+    with pytest.raises(UserError, match=message) as caught:
+        make(tmp_path)
+    assert "\n" not in str(caught.value)
