@@ -1,0 +1,501 @@
+"""Checkpoints: a training state on disk, saved in the background and proved when it is read.
+
+    <folder>/<step>/state/         the arrays, in Orbax's format
+    <folder>/<step>/manifest.json  metrics; each array's shape, dtype and checksum; each file's
+                                   size and CRC-32
+
+A checkpoint is written as <step>.partial and renamed when it is complete: what a killed run leaves
+is never taken for one. An array's checksum is of what it holds, taken on the devices when `save` is
+called and again after a restore, on whatever mesh: it covers host memory, Orbax, the disk and the
+placing. The CRCs find damage before Orbax meets it. An array's name is its path in the state:
+"params/embed/table_VD".
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import json
+import logging
+import math
+import os
+import pathlib
+import shutil
+import sys
+import zlib
+
+import jax
+
+# Orbax imports this, and with it state that jax 0.12 keys its caches by: imported only at the first
+# save, it would make every compiled function, the train step first, compile again.
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
+
+from lm.errors import RunError, UserError, require
+
+MANIFEST = "manifest.json"
+FILE_BLOCK = 2**22  # bytes
+HOST_CHUNK = 2**22  # words
+READERS = 8  # threads
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was saved."""
+
+
+class Checkpoints:
+    """The checkpoints in a folder: a context manager, as a save not waited for is lost at exit.
+
+    config: a CheckpointConfig, or None for reading only, which creates and deletes nothing. There
+    is one writer at a time: what a killed one left half written or half deleted is removed here.
+    The processes of a run share the folder and call each method together.
+    """
+
+    def __init__(self, folder, config=None):
+        self.folder = pathlib.Path(folder).absolute()
+        self._config = config
+        self._damaged = set()
+        self._pending = None
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        if config is not None and _is_first_process():
+            for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def steps(self):
+        """The steps that have a checkpoint, ascending."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+    def save(self, step, state, metrics=None, wait=False):
+        """Save a pytree of jax.Arrays as checkpoint `step`, unless there is a good one.
+
+        Returns when the caller may donate the arrays or, with wait, when they are on disk.
+        metrics: {name: number}; config.keep_best goes by "eval/loss", lower is better.
+        Raises RunError if this checkpoint, or the one saved before it, cannot be written.
+        """
+        self.wait()
+        if _of_first_process(step in self.steps() and step not in self._damaged):
+            return
+        arrays, entries = {}, {}
+        for name, leaf in _named(state).items():
+            data = arrays[name] = _data(leaf)
+            entries[name] = {"shape": list(data.shape), "dtype": str(data.dtype)}
+            if _is_key(leaf):
+                entries[name]["key"] = str(jax.random.key_impl(leaf))
+        checksums = {name: checksum_on_device(array) for name, array in arrays.items()}
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        with self._writing(step):
+            if step in self._damaged:
+                self._delete(step)
+            request = _orbax().args.PyTreeSave(_nested(arrays))
+            self._saver.save(self._partial(step) / "state", args=request)
+        commit = self._background.submit(self._commit, step, entries, checksums, metrics)
+        self._pending = step, commit
+        if wait:
+            self.wait()
+
+    def wait(self):
+        """Return when the last save is on disk. Raises RunError if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            step, commit = pending
+            with self._writing(step):
+                commit.result()
+
+    def close(self):
+        """Wait for the last save and end the threads."""
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            if "_saver" in vars(self):
+                self._saver.close()
+
+    def restore(self, template, step=None, partial=False):
+        """(step, state) of the newest good checkpoint or of that of `step`; None if there is none.
+
+        template: a pytree of arrays or jax.ShapeDtypeStructs with the shardings to restore to.
+        Abstract ones, as of jax.eval_shape, mean the mesh of jax.set_mesh; none the first device.
+        partial: the checkpoint may hold arrays that the template lacks.
+        A damaged checkpoint is reported on stderr, once, and the one before it is used.
+        Raises RunError if there are checkpoints but no good one, UserError if a good one holds
+        other arrays than the template.
+        """
+        wanted = _named(template)
+        targets = {name: _target(leaf) for name, leaf in wanted.items()}
+
+        def fetch(path, entries):
+            _check_fit(path, entries, targets, partial)
+            return _read(path, targets)
+
+        found = self.newest_good(step, fetch)
+        if found is None:
+            return None
+        step, manifest, arrays = found
+        leaves = []
+        for name in wanted:
+            generator = manifest["arrays"][name].get("key")
+            array = arrays[name]
+            leaves.append(jax.random.wrap_key_data(array, impl=generator) if generator else array)
+        return step, jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+    def newest_good(self, step=None, fetch=None):
+        """(step, manifest, arrays), found as `restore` finds it.
+
+        fetch: gives {name: array} for (path, manifest["arrays"]); without it only manifests are
+        read and checked.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is not None:
+            options = ", ".join(map(str, steps)) or "none"
+            require(step in steps, f"{self.folder} has no checkpoint {step}; it has: {options}.")
+            steps = [step]
+        if not _of_first_process(len(steps)):
+            return None
+        # What the first process sees is tried: a network's disk may show each something else.
+        while (candidate := _of_first_process(steps.pop() if steps else -1)) >= 0:
+            path, arrays, damage = self.folder / str(candidate), {}, None
+            try:
+                manifest = _manifest(path)
+                if fetch:
+                    _check_files(path, manifest["files"])
+            except Damaged as error:
+                damage = str(error)
+            if not _on_every_process(damage is None):
+                damage = damage or "another process cannot read it"
+            elif fetch:
+                arrays = fetch(path, manifest["arrays"])
+                damage = _first_change(arrays, manifest["arrays"])
+            if damage is None:
+                return candidate, manifest, arrays
+            if candidate not in self._damaged:
+                print(f"Checkpoint {path} is damaged and not used: {damage}.", file=sys.stderr)
+            self._damaged.add(candidate)
+        raise RunError(
+            f"No good checkpoint in {self.folder}: all that were tried are damaged, as said above. "
+            "Put back a copy of one, or move the folder away to start from the first step."
+        )
+
+    @functools.cached_property
+    def _saver(self):
+        # Processes share the writing of copied arrays; for one alone, cutting them up only costs.
+        ocp, share = _orbax(), _process()[1] > 1
+        handlers = ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=share))
+        )
+        # Weights and moments are close to noise: compression saves 8% of the bytes for more time.
+        return ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
+        )
+
+    def _partial(self, step):
+        return self.folder / f"{step}.partial"
+
+    @contextlib.contextmanager
+    def _writing(self, step):
+        """Turn what the disk raises, itself or through Orbax (ValueError), into a RunError."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if _is_first_process():
+                shutil.rmtree(self._partial(step), ignore_errors=True)
+            good = [other for other in self.steps() if other not in self._damaged]
+            resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
+            raise RunError(
+                f"Checkpoint {self.folder / str(step)} could not be written: {_reason(error)}. "
+                f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
+            ) from error
+
+    def _commit(self, step, entries, checksums, metrics):
+        """In the background: let Orbax finish, add the manifest, rename, delete what is old."""
+        self._saver.wait_until_finished()
+        if not _is_first_process():
+            return
+        partial = self._partial(step)
+        for name, checksum in jax.device_get(checksums).items():
+            entries[name]["checksum"] = int(checksum)
+        paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        names = [path.relative_to(partial).as_posix() for path in paths]
+        files = dict(zip(names, _sizes_and_crc32s(paths), strict=True))
+        manifest = {"step": step, "metrics": metrics, "arrays": entries, "files": files}
+        with open(partial / MANIFEST, "w") as file:
+            json.dump({"crc32": _crc32_of_json(manifest), "manifest": manifest}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self.folder / str(step))
+        self._prune(step)
+
+    def _prune(self, saved):
+        """Delete what the config does not keep, and what is known to be damaged."""
+        losses = {}
+        for step in self.steps():
+            with contextlib.suppress(Damaged):
+                if step not in self._damaged:
+                    metrics = _manifest(self.folder / str(step))["metrics"]
+                    losses[step] = metrics.get("eval/loss", math.nan)
+        good, every = list(losses), self._config.keep_every_steps
+        ranked = sorted((step for step in good if math.isfinite(losses[step])), key=losses.get)
+        kept = {saved, *good[-self._config.keep_last :], *ranked[: self._config.keep_best]}
+        kept.update(step for step in good if every and step % every == 0)
+        for step in self.steps():
+            if step not in kept:
+                self._delete(step)
+
+    def _delete(self, step):
+        self._damaged.discard(step)
+        if _is_first_process():
+            # Renamed first: half deleted, it must not be taken for a checkpoint.
+            deleted = (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
+            shutil.rmtree(deleted, ignore_errors=True)
+
+
+def read(folder, step=None, only=("params",)):
+    """(step, nested dict of numpy arrays) of the newest good checkpoint or of that of `step`.
+
+    only: the parts of the state to read; None is all of it. Typed random keys are read as their
+    uint32 data. Raises UserError if there is no checkpoint, RunError if there is no good one.
+    """
+
+    def fetch(path, entries):
+        parts = {name.split("/")[0] for name in entries}
+        missing = sorted({*(only or ())} - parts)
+        require(not missing, f"only={missing} is not in {path}, which holds {sorted(parts)}.")
+        names = [name for name in entries if only is None or name.split("/")[0] in only]
+        return _read(path, dict.fromkeys(names, np.ndarray))
+
+    step, _, arrays = _existing(folder, step, fetch)
+    return step, _nested(arrays)
+
+
+def describe(folder, step=None):
+    """(step, nested dict of jax.ShapeDtypeStruct, metrics) of the checkpoint `read` tries first.
+
+    Reads its manifest only. Typed random keys are shown as uint32 data. Raises as `read` does.
+    """
+    step, manifest, _ = _existing(folder, step)
+    shapes = {
+        name: jax.ShapeDtypeStruct(entry["shape"], jnp.dtype(entry["dtype"]))
+        for name, entry in manifest["arrays"].items()
+    }
+    return step, _nested(shapes), manifest["metrics"]
+
+
+def _existing(folder, step, fetch=None):
+    with Checkpoints(folder) as checkpoints:
+        found = checkpoints.newest_good(step, fetch)
+    if found is None:
+        raise UserError(f"There is no checkpoint in {folder}; train first, or name another folder.")
+    return found
+
+
+@functools.cache
+def _orbax():
+    """orbax.checkpoint: imported on first use (0.7 s) and silenced: what matters it also raises."""
+    import orbax.checkpoint
+
+    folder = f"{os.sep}orbax{os.sep}"
+    logging.getLogger("absl").addFilter(lambda record: folder not in record.pathname)
+    return orbax.checkpoint
+
+
+def _read(path, targets):
+    """{name: array} of a checkpoint; targets: {name: np.ndarray or a shape with a sharding}."""
+    from etils import epath
+
+    ocp = _orbax()
+    args = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray)
+        if target is np.ndarray
+        else ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape)
+        for name, target in targets.items()
+    }
+    request = ocp.args.PyTreeRestore(_nested(targets), _nested(args), partial_restore=True)
+    return _named(ocp.PyTreeCheckpointHandler().restore(epath.Path(path / "state"), args=request))
+
+
+def _manifest(path):
+    """The manifest of the checkpoint in path. Raises Damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((path / MANIFEST).read_text())
+        if content["crc32"] == _crc32_of_json(content["manifest"]):
+            return content["manifest"]
+    raise Damaged(f"{MANIFEST} is missing or has changed")
+
+
+def _check_files(path, files):
+    """Raise Damaged unless the files are as the manifest says; each process checks its share."""
+    index, count = _process()
+    mine = sorted(files)[index::count]
+    try:
+        found = _sizes_and_crc32s([path / name for name in mine])
+    except OSError as error:
+        raise Damaged(f"{error.filename}: {_reason(error)}") from error
+    for name, now in zip(mine, found, strict=True):
+        if now != files[name]:
+            size = f"has {now[0]} bytes, not {files[name][0]}"
+            raise Damaged(f"{name} {'has changed' if now[0] == files[name][0] else size}")
+
+
+def _sizes_and_crc32s(paths):
+    """[bytes, CRC-32] of each file, as fast as the disk gives them."""
+
+    def one(path):
+        size = crc32 = 0
+        with open(path, "rb") as file:
+            while block := file.read(FILE_BLOCK):
+                size, crc32 = size + len(block), zlib.crc32(block, crc32)
+        return [size, crc32]
+
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(one, paths))
+
+
+def _crc32_of_json(content):
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _reason(error):
+    """Why; of what the operating system said, without the calls tensorstore tells before it."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.rsplit(": ", 1)[-1] if "os_error_code" in text else text
+
+
+def _check_fit(path, entries, targets, partial):
+    """Raise UserError unless the arrays of a checkpoint, {name: entry}, are what targets name."""
+    there = {name: f"{entry['dtype']}{entry['shape']}" for name, entry in entries.items()}
+    here = {name: f"{target.dtype}{[*target.shape]}" for name, target in targets.items()}
+    differences = [
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in sorted({*here} if partial else {*here, *there})
+        if there.get(name) != here.get(name)
+    ]
+    more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+    require(
+        not differences,
+        f"The checkpoint {path} is of another model: {'; '.join(differences[:4])}{more}. "
+        "Use the config it was trained with, or another workdir.",
+    )
+
+
+def _named(tree):
+    """{"params/embed/table_VD": leaf, ...}: the leaves by their paths."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _nested(leaves):
+    """The nested dict of {"params/embed/table_VD": leaf, ...}."""
+    tree = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
+        node[last] = leaf
+    return tree
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf):
+    """An array or a description of one; of typed random keys that of their uint32 data."""
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        return jax.random.key_data(leaf)
+    return jax.eval_shape(jax.random.key_data, leaf)
+
+
+def _target(leaf):
+    """Shape, dtype and concrete sharding of what is to be read for a template's leaf."""
+    data, sharding = _data(leaf), leaf.sharding
+    if sharding is None:
+        sharding = SingleDeviceSharding(jax.devices()[0])
+    elif isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+        sharding = NamedSharding(jax.sharding.get_mesh(), sharding.spec)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+
+
+def _mixed(words, index):
+    """uint32 words, each scrambled with its position: MurmurHash3's finalizer, a bijection."""
+    words = words + index * np.uint32(0x9E3779B9)
+    words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * np.uint32(0xC2B2AE35)
+    return words ^ (words >> 16)
+
+
+@jax.jit
+def checksum_on_device(array):
+    """The sum modulo 2**32 of an array's mixed words, the same on any mesh: a sum knows no order.
+
+    One changed word always changes it, several do but for one case in 2**32. A 64-bit number is
+    two words, a narrow one is one.
+    """
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    width = min(array.dtype.itemsize, 4)
+    words = jax.lax.bitcast_convert_type(array, f"uint{8 * width}")
+    index = np.uint32(0)
+    for dim, size in enumerate(words.shape):
+        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim)
+        index = index * np.uint32(size % 2**32) + place
+    return jnp.sum(_mixed(words.astype(jnp.uint32), index), dtype=jnp.uint32)
+
+
+def checksum_on_host(array):
+    """checksum_on_device of a numpy array, in chunks and without a device that may be too small."""
+    words = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * min(array.itemsize, 4)}")
+    total = 0
+    for start in range(0, words.size, HOST_CHUNK):
+        chunk = words[start : start + HOST_CHUNK].astype(np.uint32)
+        index = np.arange(start, start + chunk.size).astype(np.uint32)
+        total += int(_mixed(chunk, index).sum(dtype=np.uint64))
+    return total % 2**32
+
+
+def _first_change(arrays, entries):
+    """Which of the arrays that were read is not what was saved, or None."""
+    checksums = {}
+    for name, array in arrays.items():
+        on_host = isinstance(array, np.ndarray)
+        checksums[name] = (checksum_on_host if on_host else checksum_on_device)(array)
+    for name, checksum in jax.device_get(checksums).items():
+        if checksum != entries[name]["checksum"]:
+            return f"the checksum of {name} is {checksum}, saved was {entries[name]['checksum']}"
+    return None
+
+
+def _process():
+    """(index, count). Alone, jax is not asked: it would take hold of the devices."""
+    together = jax.distributed.is_initialized()
+    return (jax.process_index(), jax.process_count()) if together else (0, 1)
+
+
+def _is_first_process():
+    return _process()[0] == 0
+
+
+def _of_first_process(number):
+    """What the first process has, on all of them."""
+    if _process()[1] == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _on_every_process(true):
+    """Whether it is true on all processes."""
+    if _process()[1] == 1:
+        return true
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.int32(true))))
