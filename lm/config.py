@@ -185,6 +185,17 @@ class Config:
             f"data.sequence_length={length} is longer than the position table, model.max_positions="
             f"{self.model.max_positions}; make the one shorter or the other larger.",
         )
+        chunk = self.objective.logits_chunk
+        require(
+            not chunk or length % chunk == 0,
+            f"objective.logits_chunk={chunk} does not divide data.sequence_length={length}; "
+            f"{math.gcd(chunk, length)} does.",
+        )
+        require(
+            not (learned and self.data.order == "contiguous" and self.data.separate_documents),
+            "data.order='contiguous' counts positions through whole documents, which a table of "
+            "learned positions ends before; set data.separate_documents=False or another position.",
+        )
 
 
 # Keys that may be None in a preset: `resolve` derives them from others.

@@ -1,7 +1,8 @@
 """The device mesh, and the one table that says where every kind of tensor lives.
 
-Mesh axes carry their sharding in the type of every array (JAX's explicit mode): a wrong placement is an error at
-trace time and not a silent gather. Without a mesh, or on one device, every function here does nothing.
+Mesh axes carry their sharding in the type of every array (JAX's explicit mode): a wrong placement
+is an error at trace time and not a silent gather. Without a mesh, or on one device, every function
+here does nothing.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ from lm.errors import UserError, require
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`, below).
+# The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`,
+# below).
 PARAMETER_DIMS = {
     "layers": None,
     "model": "fsdp",  # D, of every matrix
@@ -28,7 +30,7 @@ PARAMETER_DIMS = {
     "norm": None,  # scales and biases: too small to divide
 }
 
-# Activations. Features are divided only between the two products of a layer, heads and hidden units.
+# Activations. Of their features only heads, hidden units and the vocabulary are divided.
 ACTIVATIONS = {
     "tokens": P(BATCH, None),  # BT
     "residual": P(BATCH, None, None),  # BTD
@@ -43,7 +45,7 @@ ACTIVATIONS = {
 
 
 def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
-    """A mesh of all devices, or of those given, in the order of AXES; a size of -1 takes what is left.
+    """A mesh of all devices, or of those given; a size of -1 takes what is left.
 
     Raises UserError if the product of the sizes is not the number of devices.
     """
@@ -54,29 +56,41 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     require(len(open_axes) <= 1, f"{written}: only one axis can take what is left (-1).")
     fixed = 1
     for axis, size in sizes.items():
-        require(size == -1 or size >= 1, f"mesh.{axis}={size} must be 1 or more, or -1 for what is left.")
+        require(
+            size == -1 or size >= 1,
+            f"mesh.{axis}={size} must be 1 or more, or -1 for what is left.",
+        )
         fixed *= max(size, 1)
     if open_axes and len(devices) % fixed == 0:
         sizes[open_axes[0]] = len(devices) // fixed
         fixed = len(devices)
     if fixed != len(devices):
-        many = "too few" if fixed > len(devices) else "the rest would idle"
-        remedy = "make their product divide it" if open_axes else "make their product equal to it, or one of them -1"
-        raise UserError(f"{written} needs a multiple of {fixed} devices, there are {len(devices)} ({many}); {remedy}.")
+        remedy = "make their product divide that" if open_axes else "make one of them -1"
+        raise UserError(
+            f"{written} needs {'a multiple of ' if open_axes else ''}{fixed} devices, but there "
+            f"are {len(devices)}; {remedy}."
+        )
     # On one device there is nothing to place, and plain types keep every JAX function usable.
     kind = AxisType.Explicit if len(devices) > 1 else AxisType.Auto
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(kind,) * len(AXES), devices=devices)
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(kind,) * len(AXES), devices=devices
+    )
 
 
 def check_mesh(mesh, model, batch_size, accumulation_steps=1):
-    """Raise UserError unless the mesh divides the model's dims and the batch. model: a TransformerConfig."""
-    shards, tensor, fsdp = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"], mesh.shape["fsdp"]
+    """Raise UserError unless the mesh divides the model's dims and the batch.
+
+    model: a TransformerConfig.
+    """
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    shards = mesh.shape["data"] * fsdp
     part = batch_size // accumulation_steps
     if part % shards:
         nearest = max(1, round(part / shards)) * shards * accumulation_steps
         raise UserError(
-            f"data.batch_size={batch_size} in train.accumulation_steps={accumulation_steps} parts does not divide over "
-            f"the {shards} data shards of mesh {dict(mesh.shape)}; the nearest that does is {nearest}."
+            f"data.batch_size={batch_size} in train.accumulation_steps={accumulation_steps} parts "
+            f"does not divide over the {shards} data shards of mesh {dict(mesh.shape)}; "
+            f"the nearest that does is {nearest}."
         )
     for key, size, count in (
         ("d_model", model.d_model, fsdp),
@@ -93,7 +107,8 @@ def check_mesh(mesh, model, batch_size, accumulation_steps=1):
     kv_heads = model.num_kv_heads
     require(
         kv_heads % tensor == 0 or tensor % kv_heads == 0,
-        f"mesh.tensor={tensor} neither divides model.num_kv_heads={kv_heads} nor is a multiple of it.",
+        f"mesh.tensor={tensor} neither divides model.num_kv_heads={kv_heads} nor is a multiple of "
+        "it; change one of them.",
     )
 
 
@@ -113,7 +128,7 @@ def sharding(mesh, name):
 
 
 def current_mesh():
-    """The mesh set by `use_mesh`, or None where there is nothing to place: no mesh, or one device."""
+    """The mesh set by `use_mesh`; None without one, or with one device: nothing to place."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
@@ -121,10 +136,6 @@ def current_mesh():
 def use_mesh(mesh):
     """The context in which a model runs on this mesh."""
     return contextlib.nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh)
-
-
-def _is_explicit(mesh):
-    return AxisType.Explicit in mesh.axis_types
 
 
 def put(x, name):
@@ -136,7 +147,8 @@ def _put(x, spec):
     mesh = current_mesh()
     if mesh is None:
         return x
-    return jax.sharding.reshard(x, spec) if _is_explicit(mesh) else jax.lax.with_sharding_constraint(x, spec)
+    explicit = AxisType.Explicit in mesh.axis_types
+    return (jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint)(x, spec)
 
 
 def gathered(w):
@@ -149,10 +161,11 @@ def gathered(w):
 
 
 def local(function, in_names, out_names):
-    """`function` run by every device on its own part, so that its body is plain JAX and names no axis.
+    """`function` run by every device on its own part, so that its body is plain JAX and names no
+    axis.
 
-    in_names, out_names: for each argument and result a key of ACTIVATIONS, or None for what every device has whole;
-    an argument that is None stays None. One name stands for a whole pytree.
+    in_names, out_names: for each argument and result a key of ACTIVATIONS, or None for what every
+    device has whole; an argument that is None stays None. One name stands for a whole pytree.
     """
     mesh = current_mesh()
     if mesh is None:

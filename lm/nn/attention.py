@@ -1,6 +1,8 @@
-"""Attention: projections, positions and cache here; the attention function itself is a backend anyone can add.
+"""Attention: projections, positions and cache here; the attention function itself is a backend
+anyone can add.
 
-A backend is plain `jnp` on local arrays: `local` runs it on every device's own part of the batch and heads.
+A backend is plain `jnp` on local arrays: `local` runs it on every device's own part of the batch
+and heads.
 
     @backend("mine")
     def mine(q_BTNH, k_BSKH, v_BSKH, visible, *, scale, keep_BNTS=None):
@@ -38,7 +40,8 @@ def backend(name):
 class Visible:
     """Which keys a query may see: those of its own segment at its own position or before.
 
-    Positions (B or 1, T) and (B or 1, S); segments the same or None, where all is one segment. Segment 0 is padding.
+    Positions (B or 1, T) and (B or 1, S); segments the same or None, where all is one segment.
+    Segment 0 is padding.
     """
 
     positions_BT: jax.Array
@@ -75,7 +78,9 @@ def plain(q_BTNH, k_BSKH, v_BSKH, visible, *, scale, keep_BNTS=None):
 
 
 class Attention(nnx.Module):
-    """Multi-head, grouped-query (arXiv:2305.13245) or multi-query self-attention, by config.num_kv_heads."""
+    """Multi-head, grouped-query (arXiv:2305.13245) or multi-query self-attention, by
+    config.num_kv_heads.
+    """
 
     def __init__(self, config):
         self.config = config
@@ -88,7 +93,10 @@ class Attention(nnx.Module):
 
         def projection(heads, dim):
             return param(
-                (D, heads, H), ("model", dim, "width"), matrix_init(config, D, heads * H), config.param_dtype
+                (D, heads, H),
+                ("model", dim, "width"),
+                matrix_init(config, D, heads * H),
+                config.param_dtype,
             )
 
         self.query_DNH = projection(N, "heads")
@@ -104,7 +112,10 @@ class Attention(nnx.Module):
             self.output_bias_D = param((D,), ("norm",), zeros, config.param_dtype)
 
     def __call__(self, x_BTD, context, cache=None, key=None):
-        """(B, T, D) and the updated cache. context: a transformer.Context; key: for dropout, None: off."""
+        """(B, T, D) and the updated cache.
+
+        context: a transformer.Context; key: for dropout, None: off.
+        """
         config, dtype = self.config, x_BTD.dtype
         q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD)
         if context.rotation is not None:
@@ -124,8 +135,12 @@ class Attention(nnx.Module):
             return function(q, k, v, visible, scale=scale, keep_BNTS=keep), cache
 
         rows = "tokens" if context.visible.positions_BT.shape[0] > 1 else None
-        run = local(attend, ("heads", "heads", "heads", "scores", rows, "heads", None), ("heads", "heads"))
-        out_BTNH, cache = run(q_BTNH, k_BTKH, v_BTKH, keep_BNTS, context.visible, cache, context.index)
+        run = local(
+            attend, ("heads", "heads", "heads", "scores", rows, "heads", None), ("heads", "heads")
+        )
+        out_BTNH, cache = run(
+            q_BTNH, k_BTKH, v_BTKH, keep_BNTS, context.visible, cache, context.index
+        )
         y_BTD = matmul(out_BTNH, weight(self.output_NHD, dtype), "residual", contract=2)
         if config.attention_output_bias:
             y_BTD = y_BTD + self.output_bias_D[...].astype(dtype)
@@ -148,14 +163,17 @@ class Attention(nnx.Module):
 
 
 def kv_copies(config):
-    """How often a key head is repeated so that every device of the tensor axis has one of its own."""
+    """How often a key head is repeated so that every device of the tensor axis has one."""
     mesh = current_mesh()
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     return 1 if config.num_kv_heads % tensor == 0 else tensor // config.num_kv_heads
 
 
 def keep_mask(key, shape, rate, name, dtype):
-    """Dropout's multiplier: 0 with probability `rate`, else 1 / (1 - rate); the same on every mesh."""
+    """Dropout's multiplier:
+
+    0 with probability `rate`, else 1 / (1 - rate); the same on every mesh.
+    """
     place = None if current_mesh() is None else ACTIVATIONS[name]
     bits = jax.random.bits(key, shape, jnp.uint32, out_sharding=place)
     return (bits >= jnp.uint32(rate * 2**32)).astype(dtype) / (1 - rate)

@@ -22,8 +22,14 @@ class FeedForward(nnx.Module):
         D, F, dtype = config.d_model, config.d_ff, config.param_dtype
         names = ("gate", "up") if config.gated else ("up",)
         for name in names:
-            setattr(self, f"{name}_DF", param((D, F), ("model", "hidden"), matrix_init(config, D, F), dtype))
-        self.down_FD = param((F, D), ("hidden", "model"), matrix_init(config, F, D, residual=True), dtype)
+            setattr(
+                self,
+                f"{name}_DF",
+                param((D, F), ("model", "hidden"), matrix_init(config, D, F), dtype),
+            )
+        self.down_FD = param(
+            (F, D), ("hidden", "model"), matrix_init(config, F, D, residual=True), dtype
+        )
         if config.feedforward_bias:
             for name in names:
                 setattr(self, f"{name}_bias_F", param((F,), ("hidden",), zeros, dtype))

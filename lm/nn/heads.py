@@ -14,7 +14,9 @@ class Embedding(nnx.Module):
     def __init__(self, config):
         self.config = config
         V, D = config.vocab_size, config.d_model
-        self.table_VD = param((V, D), ("vocab", "model"), matrix_init(config, D, V), config.param_dtype)
+        self.table_VD = param(
+            (V, D), ("vocab", "model"), matrix_init(config, D, V), config.param_dtype
+        )
 
     def __call__(self, tokens_BT):
         """(B, T, D) in the compute dtype."""
@@ -32,7 +34,9 @@ class Head(nnx.Module):
 
     def __init__(self, config):
         D, V = config.d_model, config.vocab_size
-        self.kernel_DV = param((D, V), ("model", "vocab"), matrix_init(config, D, V), config.param_dtype)
+        self.kernel_DV = param(
+            (D, V), ("model", "vocab"), matrix_init(config, D, V), config.param_dtype
+        )
 
     def __call__(self, hidden_BTD):
         return _logits(hidden_BTD, weight(self.kernel_DV, hidden_BTD.dtype))

@@ -22,7 +22,11 @@ class Norm(nnx.Module):
         x = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
         if config.norm == "layer_norm":
             x = x - x.mean(-1, keepdims=True)
-        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.norm_eps) * self.scale_D[...]
+        y = (
+            x
+            * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.norm_eps)
+            * self.scale_D[...]
+        )
         if config.norm_bias:
             y = y + self.bias_D[...]
         return y.astype(x_BTD.dtype)

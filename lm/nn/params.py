@@ -1,7 +1,8 @@
-"""The only place where parameters are made: shape, dims (for the sharding table) and initialiser, in one line each.
+"""The only place where parameters are made: shape, dims (for the sharding table) and initialiser,
+in one line each.
 
-A module holds descriptions until `bind` gives it arrays, so that a model of any size is built, counted and sharded
-without allocating anything, and a model's parameters are a plain nested dict.
+A module holds descriptions until `bind` gives it arrays, so that a model of any size is built,
+counted and sharded without allocating anything, and a model's parameters are a plain nested dict.
 """
 
 import functools
@@ -18,12 +19,16 @@ from scipy.special import ndtr, ndtri
 
 from lm.mesh import gathered, parameter_spec, use_mesh
 
-# Rounded once to the compute dtype; named so that a rematerialisation policy can tell weights from activations.
+# Rounded once to the compute dtype; named so that a rematerialisation policy can tell weights from
+# activations.
 GATHERED = "gathered"
 
 
 def param(shape, dims, init, dtype="float32"):
-    """The description of a parameter. dims: a key of mesh.PARAMETER_DIMS for each dim; init: see `normal`."""
+    """The description of a parameter.
+
+    dims: a key of mesh.PARAMETER_DIMS for each dim; init: see `normal`.
+    """
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)), dims=dims, init=init)
 
 
@@ -43,15 +48,19 @@ def weight(variable, dtype):
 
 def descriptions(module):
     """{path: description} of every parameter, path a tuple of names."""
-    return {path: variable for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+    return dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
 
 
 def abstract_parameters(module, mesh=None):
-    """The nested dict of jax.ShapeDtypeStruct of the module's parameters, with shardings if there is a mesh."""
+    """The nested dict of jax.ShapeDtypeStruct of the module's parameters, with shardings if there
+    is a mesh.
+    """
     shapes = {}
     for path, variable in descriptions(module).items():
         value = variable.get_value()
-        place = NamedSharding(mesh, parameter_spec(variable.dims, value.shape, mesh)) if mesh else None
+        place = (
+            NamedSharding(mesh, parameter_spec(variable.dims, value.shape, mesh)) if mesh else None
+        )
         shapes[path] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place)
     return _nested(shapes)
 
@@ -61,7 +70,8 @@ def count_parameters(module):
 
 
 def initialise(module, seed, mesh=None):
-    """The nested dict of initial parameters, born sharded. The same seed gives the same bits on every mesh.
+    """The nested dict of initial parameters, born sharded. The same seed gives the same bits on
+    every mesh.
 
     Each parameter's key is derived from its path, so that adding one changes no other.
     """
@@ -72,7 +82,11 @@ def initialise(module, seed, mesh=None):
         root, values = jax.random.key(seed), {}
         for path, variable in described.items():
             value = variable.get_value()
-            place = None if mesh is None or mesh.size == 1 else parameter_spec(variable.dims, value.shape, mesh)
+            place = (
+                None
+                if mesh is None or mesh.size == 1
+                else parameter_spec(variable.dims, value.shape, mesh)
+            )
             key = jax.random.fold_in(root, zlib.crc32("/".join(path).encode()))
             values[path] = variable.init(key, value.shape, value.dtype, place)
         return _nested(values)
@@ -82,7 +96,10 @@ def initialise(module, seed, mesh=None):
 
 
 def bind(module, params):
-    """The module with arrays in place of descriptions. params: a nested dict as `initialise` makes it."""
+    """The module with arrays in place of descriptions.
+
+    params: a nested dict as `initialise` makes it.
+    """
     return nnx.merge(nnx.graphdef(module), params)
 
 
@@ -104,15 +121,18 @@ def ones(key, shape, dtype, place):
     return jnp.ones(shape, dtype, out_sharding=place)
 
 
-# Initial values are drawn as 16 random bits that pick one of 65,536 quantiles of the distribution, times its scale. An
-# index and one product are exact on every chip; the usual inverse error function differs in its last bit between
-# shards of different shapes, and a run would depend on its mesh.
+# Initial values are drawn as 16 random bits that pick one of 65,536 quantiles of the distribution,
+# times its scale. An index and one product are exact on every chip; the usual inverse error
+# function differs in its last bit between shards of different shapes, and a run would depend on its
+# mesh.
 LEVELS = 2**16
 
 
 @functools.cache
 def _normal_quantiles(truncate):
-    """(65536,) the quantiles of the standard normal distribution, of its part within +-truncate if that is not None."""
+    """(65536,) the quantiles of the standard normal distribution, of its part within +-truncate if
+    that is not None.
+    """
     below = 0.0 if truncate is None else float(ndtr(-truncate))
     return ndtri(below + (np.arange(LEVELS) + 0.5) / LEVELS * (1 - 2 * below))
 

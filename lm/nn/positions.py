@@ -1,4 +1,7 @@
-"""How a model knows where a token stands: a learned table, sinusoids, or rotations of queries and keys."""
+"""How a model knows where a token stands:
+
+a learned table, sinusoids, or rotations of queries and keys.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,14 +23,22 @@ class LearnedPositions(nnx.Module):
 
 
 def sinusoid(positions_BT, d_model):
-    """(B, T, D): sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi. arXiv:1706.03762, section 3.5."""
+    """(B, T, D): sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi.
+
+    arXiv:1706.03762, section 3.5.
+    """
     rate_I = 10_000.0 ** (-2 * jnp.arange(d_model // 2) / d_model)
     angle_BTI = positions_BT[..., None] * rate_I
-    return jnp.stack([jnp.sin(angle_BTI), jnp.cos(angle_BTI)], -1).reshape(*positions_BT.shape, d_model)
+    return jnp.stack([jnp.sin(angle_BTI), jnp.cos(angle_BTI)], -1).reshape(
+        *positions_BT.shape, d_model
+    )
 
 
 def rotation(positions_BT, head_width, theta, dtype):
-    """(cos, sin), each (B, T, 1, H/2), of the angles of rotary positions. arXiv:2104.09864, section 3.4.2."""
+    """(cos, sin), each (B, T, 1, H/2), of the angles of rotary positions.
+
+    arXiv:2104.09864, section 3.4.2.
+    """
     dtype = jnp.promote_types(dtype, jnp.float32)
     rate_I = theta ** (-jnp.arange(0, head_width, 2, dtype=dtype) / head_width)
     angle_BTI = positions_BT[:, :, None, None].astype(dtype) * rate_I
@@ -35,7 +46,10 @@ def rotation(positions_BT, head_width, theta, dtype):
 
 
 def rotate(x_BTNH, cos_sin):
-    """Turn the pairs (i, i + H/2) of each head by the angle of its position: the half-split layout of Llama."""
+    """Turn the pairs (i, i + H/2) of each head by the angle of its position:
+
+    the half-split layout of Llama.
+    """
     cos, sin = cos_sin
     a, b = jnp.split(x_BTNH.astype(cos.dtype), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)

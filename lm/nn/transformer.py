@@ -27,7 +27,10 @@ PLACEMENTS = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every layer shares: who sees whom, the rotations of this batch, and where the cache is written."""
+    """What every layer shares:
+
+    who sees whom, the rotations of this batch, and where the cache is written.
+    """
 
     visible: Visible
     rotation: tuple | None = None
@@ -53,7 +56,9 @@ class Block(nnx.Module):
         h_BTD = self._norm("attention_norm", x_BTD)
         a_BTD, cache = self.attention(h_BTD, context, cache, keys[0])
         if self.config.parallel_block:
-            return x_BTD + self._drop(a_BTD, keys[1]) + self._drop(self.feedforward(h_BTD), keys[2]), cache
+            return x_BTD + self._drop(a_BTD, keys[1]) + self._drop(
+                self.feedforward(h_BTD), keys[2]
+            ), cache
         x_BTD = self._add(x_BTD, a_BTD, "attention", keys[1])
         f_BTD = self.feedforward(self._norm("feedforward_norm", x_BTD))
         return self._add(x_BTD, f_BTD, "feedforward", keys[2]), cache
@@ -70,7 +75,8 @@ class Block(nnx.Module):
 
 
 def run_layers(layers, x_BTD, context, cache=None, key=None):
-    """(B, T, D) after all layers, and their cache. layers: a Block whose parameters are stacked, as the cache's are.
+    """(B, T, D) after all layers, and their cache. layers: a Block whose parameters are stacked, as
+    the cache's are.
 
     Scanned (one layer is compiled) or unrolled, by config.scan_layers.
     """
@@ -90,24 +96,33 @@ def run_layers(layers, x_BTD, context, cache=None, key=None):
     for layer_xs in unstacked(xs, config.num_layers):
         x_BTD, layer_cache = layer(x_BTD, layer_xs)
         caches.append(layer_cache)
-    return x_BTD, None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+    return x_BTD, None if cache is None else jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *caches
+    )
 
 
 def unstacked(tree, num_layers):
-    """A tree for each layer of one whose arrays are stacked; by one split, whose gradient is one concatenation."""
+    """A tree for each layer of one whose arrays are stacked; by one split, whose gradient is one
+    concatenation.
+    """
     leaves, structure = jax.tree.flatten(tree)
     parts = [jax.lax.split(leaf, [1] * num_layers) for leaf in leaves]
     return [structure.unflatten(part[n].squeeze(0) for part in parts) for n in range(num_layers)]
 
 
 def rematerialised(layer, remat):
-    """The layer with what its backward pass recomputes. Weights gathered over fsdp are never kept, whatever it is."""
+    """The layer with what its backward pass recomputes.
+
+    Weights gathered over fsdp are never kept, whatever it is.
+    """
     policies = jax.checkpoint_policies
     mesh = current_mesh()
     if remat == "full":
         return jax.checkpoint(layer, prevent_cse=False)
     if remat == "dots":
-        return jax.checkpoint(layer, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable)
+        return jax.checkpoint(
+            layer, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable
+        )
     if mesh is not None and mesh.shape["fsdp"] > 1:
         keep = policies.save_anything_except_these_names(GATHERED)
         return jax.checkpoint(layer, prevent_cse=False, policy=keep)
@@ -131,20 +146,26 @@ class Transformer(nnx.Module):
             self.head = Head(config)
 
     def __call__(self, tokens_BT, *, positions=None, segments=None):
-        """Logits (B, T, V), float32 or wider. positions, segments: int32 (B, T), of packed documents; 0 is padding."""
+        """Logits (B, T, V), float32 or wider.
+
+        positions, segments: int32 (B, T), of packed documents; 0 is padding.
+        """
         hidden_BTD, _ = self.hidden(tokens_BT, positions=positions, segments=segments)
         return self.logits(hidden_BTD)
 
     def hidden(self, tokens_BT, *, positions=None, segments=None, cache=None, key=None):
         """What the head reads, (B, T, D), and the cache after these tokens.
 
-        cache: None, or what `lm.generate.empty_cache` makes; then positions are required. key: for dropout.
+        cache: None, or what `lm.generate.empty_cache` makes; then positions are required. key: for
+        dropout.
         """
         config = self.config
         if positions is None:
             length = tokens_BT.shape[1]
             fits = config.position != "learned" or length <= config.max_positions
-            require(fits, f"{length} tokens are more than the model's {config.max_positions} positions.")
+            require(
+                fits, f"{length} tokens are more than the model's {config.max_positions} positions."
+            )
             positions = jnp.arange(length)[None]
         x_BTD = self.embed(tokens_BT)
         if config.position == "learned":
@@ -168,7 +189,9 @@ class Transformer(nnx.Module):
         return head(hidden_BTD)
 
     def _context(self, positions, segments, cache):
-        """The layers' Context, and the cache with these tokens' positions and segments written into it."""
+        """The layers' Context, and the cache with these tokens' positions and segments written into
+        it.
+        """
         config = self.config
         turned = None
         if config.position == "rope":
@@ -177,20 +200,30 @@ class Transformer(nnx.Module):
             return Context(Visible(positions, positions, segments, segments), turned), None
         index, length = cache["index"], positions.shape[1]
         keys = {
-            "positions_BS": jax.lax.dynamic_update_slice_in_dim(cache["positions_BS"], positions, index, 1),
-            "segments_BS": jax.lax.dynamic_update_slice_in_dim(cache["segments_BS"], segments, index, 1),
+            "positions_BS": jax.lax.dynamic_update_slice_in_dim(
+                cache["positions_BS"], positions, index, 1
+            ),
+            "segments_BS": jax.lax.dynamic_update_slice_in_dim(
+                cache["segments_BS"], segments, index, 1
+            ),
         }
         visible = Visible(positions, keys["positions_BS"], segments, keys["segments_BS"])
         return Context(visible, turned, index), {**cache, **keys, "index": index + length}
 
 
 def put_rows(x_BTD):
-    """Embeddings of positions: whole on every device if one row serves the whole batch, else as the residual."""
+    """Embeddings of positions:
+
+    whole on every device if one row serves the whole batch, else as the residual.
+    """
     return x_BTD if x_BTD.shape[0] == 1 else put(x_BTD, "residual")
 
 
 def dropout(x_BTD, key, rate):
-    """x with elements zeroed with probability `rate`, the rest scaled to the same mean; key None: off."""
+    """x with elements zeroed with probability `rate`, the rest scaled to the same mean; key None:
+
+    off.
+    """
     if key is None or rate == 0:
         return x_BTD
     return x_BTD * keep_mask(key, x_BTD.shape, rate, "residual", x_BTD.dtype)
@@ -199,7 +232,8 @@ def dropout(x_BTD, key, rate):
 def empty_cache(config, batch, length):
     """The cache of `length` tokens for `batch` rows: plain arrays, carried by whoever decodes.
 
-    key_BSKH and value_BSKH (L, B, S, K, H) in the compute dtype; positions and segments (B, S); segment 0 is empty.
+    key_BSKH and value_BSKH (L, B, S, K, H) in the compute dtype; positions and segments (B, S);
+    segment 0 is empty.
     """
     heads = config.num_kv_heads * kv_copies(config)
     shape = (config.num_layers, batch, length, heads, config.head_width)

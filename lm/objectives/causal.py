@@ -5,14 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lm.errors import require
-
 
 def causal_loss(model, batch, config, key=None):
-    """Sums over the batch, each a float32 (or wider) scalar: what is minimised, and the cross-entropy in nats.
+    """Sums over the batch, each a float32 (or wider) scalar: what is minimised, and the
+    cross-entropy in nats.
 
-    batch: tokens, targets, weights (B, T), perhaps segments and positions. config: an ObjectiveConfig. key: dropout.
-    Neither is divided by anything: parts of a batch add up to the whole batch exactly.
+    batch: tokens, targets, weights (B, T), perhaps segments and positions. config: an
+    ObjectiveConfig. key: dropout. Neither is divided by anything: parts of a batch add up to the
+    whole batch exactly.
     """
     hidden_BTD, _ = model.hidden(
         batch["tokens"], positions=batch.get("positions"), segments=batch.get("segments"), key=key
@@ -21,15 +21,20 @@ def causal_loss(model, batch, config, key=None):
     chunk, length = config.logits_chunk, hidden_BTD.shape[1]
     if not chunk or chunk >= length:
         return score(model.logits(hidden_BTD), batch["targets"], batch["weights"])
-    require(length % chunk == 0, f"objective.logits_chunk={chunk} does not divide data.sequence_length={length}.")
 
-    # The logits of one chunk of positions at a time, computed again in the backward pass: (B, T, V) never exists.
+    # The logits of one chunk of positions at a time, computed again in the backward pass: (B, T, V)
+    # never exists.
     def scan_chunk(sums, start):
-        part = [jax.lax.dynamic_slice_in_dim(x, start, chunk, 1) for x in (hidden_BTD, batch["targets"], batch["weights"])]
+        part = [
+            jax.lax.dynamic_slice_in_dim(x, start, chunk, 1)
+            for x in (hidden_BTD, batch["targets"], batch["weights"])
+        ]
         return jax.tree.map(jnp.add, sums, score(model.logits(part[0]), *part[1:])), None
 
     zero = jnp.zeros((), jnp.promote_types(hidden_BTD.dtype, jnp.float32))
-    sums, _ = jax.lax.scan(jax.checkpoint(scan_chunk, prevent_cse=False), (zero, zero), jnp.arange(0, length, chunk))
+    sums, _ = jax.lax.scan(
+        jax.checkpoint(scan_chunk, prevent_cse=False), (zero, zero), jnp.arange(0, length, chunk)
+    )
     return sums
 
 
@@ -42,7 +47,8 @@ def _score(logits_BTV, targets_BT, weights_BT, config):
     nll_BT = log_z_BT - target_BT
     loss_BT = nll_BT
     if config.label_smoothing:
-        # The target's share goes from 1 to 1 - s, and s is spread evenly over the vocabulary. arXiv:1512.00567, 7.
+        # The target's share goes from 1 to 1 - s, and s is spread evenly over the vocabulary.
+        # arXiv:1512.00567, 7.
         smoothing = config.label_smoothing
         loss_BT = log_z_BT - (1 - smoothing) * target_BT - smoothing * logits_BTV.mean(-1)
     if config.z_loss:

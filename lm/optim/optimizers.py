@@ -5,25 +5,36 @@ import optax
 
 
 def optimizer(config):
-    """An optax transformation from gradients to updates of the size of a learning rate of 1, to be subtracted.
+    """An optax transformation from gradients to updates of the size of a learning rate of 1, to be
+    subtracted.
 
-    config: an OptimConfig. The rate is multiplied in by the train step, by the step it is at. arXiv:1711.05101.
+    config: an OptimConfig. The rate is multiplied in by the train step, by the step it is at.
+    arXiv:1711.05101.
     """
     parts = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps))
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, lambda params: decay_mask(params, config.decay)))
+        parts.append(
+            optax.add_decayed_weights(
+                config.weight_decay, lambda params: decay_mask(params, config.decay)
+            )
+        )
     return optax.chain(*parts)
 
 
 def decay_mask(params, kind):
-    """True where a parameter decays: `all`; `matrices`, neither norms nor biases; `kernels`, nor embeddings either."""
+    """True where a parameter decays:
+
+    `all`; `matrices`, neither norms nor biases; `kernels`, nor embeddings either.
+    """
 
     def decays(path, _):
         names = [entry.key for entry in path]
         vector = names[-1].startswith("scale") or "bias" in names[-1]
-        return kind == "all" or (not vector and (kind == "matrices" or not names[-1].startswith("table")))
+        return kind == "all" or (
+            not vector and (kind == "matrices" or not names[-1].startswith("table"))
+        )
 
     return jax.tree_util.tree_map_with_path(decays, params)

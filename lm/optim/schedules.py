@@ -6,9 +6,10 @@ import jax.numpy as jnp
 def learning_rate(config, step):
     """The rate of update number `step` (0 is the first), float32. config: an OptimConfig.
 
-    A linear warm-up reaches peak_lr at step warmup_steps; then constant, cosine (arXiv:1608.03983), linear,
-    inverse_sqrt (arXiv:1706.03762, section 5.3) or wsd: stable, then a linear decay (arXiv:2404.06395, section 4).
-    All but constant and inverse_sqrt end at final_lr_fraction * peak_lr, at step decay_steps, and stay there.
+    A linear warm-up reaches peak_lr at step warmup_steps; then constant, cosine (arXiv:1608.03983),
+    linear, inverse_sqrt (arXiv:1706.03762, section 5.3) or wsd: stable, then a linear decay
+    (arXiv:2404.06395, section 4). All but constant and inverse_sqrt end at final_lr_fraction *
+    peak_lr, at step decay_steps, and stay there.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup, end, floor = config.warmup_steps, config.decay_steps, config.final_lr_fraction

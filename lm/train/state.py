@@ -14,7 +14,8 @@ from lm.optim.optimizers import optimizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: the next one to run, int32. key: raw uint32 data of the root key of all of training's randomness.
+    """step: the next one to run, int32. key: raw uint32 data of the root key of all of training's
+    randomness.
 
     variables: what is neither weight nor moment: how many steps were skipped, in all and in a row.
     """
@@ -27,7 +28,10 @@ class TrainState:
 
 
 def initial_state(model, config, mesh):
-    """The state before the first step, born sharded. model: a Transformer of descriptions; config: a Config."""
+    """The state before the first step, born sharded.
+
+    model: a Transformer of descriptions; config: a Config.
+    """
     params = initialise(model, config.train.seed, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
 
@@ -45,7 +49,10 @@ def _around(params, config):
         step=jnp.zeros((), jnp.int32),
         params=None,
         opt_state=optimizer(config.optim).init(params),
-        variables={"skipped_steps": jnp.zeros((), jnp.int32), "skipped_in_a_row": jnp.zeros((), jnp.int32)},
+        variables={
+            "skipped_steps": jnp.zeros((), jnp.int32),
+            "skipped_in_a_row": jnp.zeros((), jnp.int32),
+        },
         key=jax.random.key_data(jax.random.key(config.train.seed + 1)),
     )
 
@@ -55,7 +62,10 @@ def abstract_state(model, config, mesh):
     params = abstract_parameters(model, mesh)
     plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     state = jax.eval_shape(lambda params: _around(params, config), plain)
-    places = {jax.tree_util.keystr(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    places = {
+        jax.tree_util.keystr(path): leaf.sharding
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
     def place(path, leaf):
         # A moment's path ends with its parameter's: .opt_state[1].mu['embed']['table_VD'].

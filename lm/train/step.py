@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import put
 from lm.nn.params import bind
 from lm.objectives.causal import causal_loss
 from lm.optim.optimizers import optimizer
@@ -17,11 +16,18 @@ from lm.train.state import TrainState
 def make_train_step(model, config, state_shardings):
     """step(state, batch) -> (state, metrics), compiled; the state given is consumed.
 
-    batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed. metrics: scalars on
-    the device: loss (mean cross-entropy in nats), grad_norm, lr, finite, fingerprint (uint32, 2) and the skip counts.
+    batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
+    metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, finite,
+    fingerprint (uint32, 2) and the skip counts.
     """
     transform = optimizer(config.optim)
-    uses_dropout = any((config.model.embedding_dropout, config.model.attention_dropout, config.model.residual_dropout))
+    uses_dropout = any(
+        (
+            config.model.embedding_dropout,
+            config.model.attention_dropout,
+            config.model.residual_dropout,
+        )
+    )
 
     def train_step(state, batch):
         total = batch["weights"].sum()
@@ -51,14 +57,22 @@ def make_train_step(model, config, state_shardings):
             variables=variables,
             key=state.key,
         )
-        metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, "fingerprint": fingerprint(batch), **variables}
+        metrics = {
+            "loss": nll,
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "fingerprint": fingerprint(batch),
+            **variables,
+        }
         return new_state, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
 
 
 def accumulate(value_and_grad, params, batch):
-    """(nll, grads) summed over the parts of a batch, whose arrays have them as first dim; one gradient copy is kept."""
+    """(nll, grads) summed over the parts of a batch, whose arrays have them as first dim; one
+    gradient copy is kept.
+    """
     parts = batch["tokens"].shape[0]
     if parts == 1:
         (_, nll), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], batch), 0)
@@ -76,7 +90,10 @@ def accumulate(value_and_grad, params, batch):
 
 
 def fingerprint(batch):
-    """Two uint32 that identify a batch's contents and order, equal on every mesh: sums of mixed integers."""
+    """Two uint32 that identify a batch's contents and order, equal on every mesh:
+
+    sums of mixed integers.
+    """
 
     def mixed(x):
         x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
@@ -90,7 +107,9 @@ def fingerprint(batch):
             x = batch[name]
             parts, rows, length = x.shape
             place = jnp.arange(parts * rows * length, dtype=jnp.uint32).reshape(x.shape)
-            salted = mixed(mixed(place + jnp.uint32(seed)) + x.astype(jnp.uint32) + jnp.uint32(number))
+            salted = mixed(
+                mixed(place + jnp.uint32(seed)) + x.astype(jnp.uint32) + jnp.uint32(number)
+            )
             total = total + salted.sum(dtype=jnp.uint32)
         sums.append(total)
     return jnp.stack(sums)

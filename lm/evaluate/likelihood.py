@@ -1,0 +1,36 @@
+"""How well a model predicts the validation part: nats per token, bits per byte."""
+
+import functools
+import math
+
+import jax
+
+from lm.data.loader import place, prefetch
+from lm.mesh import sharding
+
+
+class Likelihood:
+    """evaluate(params) -> {"eval/loss", "eval/bits_per_byte"} over the whole validation part.
+
+    eval_step: (params, batch) -> (nats, weight), see lm.train.step. batches: ValidationBatches.
+    num_bytes: of the validation text in UTF-8, by which bits are divided, so that tokenizers can
+    be compared. ahead: batches prepared in advance.
+    """
+
+    def __init__(self, eval_step, batches, num_bytes, mesh, ahead):
+        self.eval_step, self.batches, self.num_bytes = eval_step, batches, num_bytes
+        self.ahead = ahead
+        self.place = functools.partial(
+            place, batches, sharding=sharding(mesh, "microbatches"), accumulation=1
+        )
+
+    def __call__(self, params):
+        sums = [
+            self.eval_step(params, batch)
+            for batch in prefetch(self.place, range(len(self.batches)), self.ahead)
+        ]
+        # Summed on the host in float64: float32 loses digits over millions of tokens.
+        columns = zip(*jax.device_get(sums), strict=True)
+        nats, weights = (math.fsum(map(float, column)) for column in columns)
+        bits_per_byte = nats / math.log(2) / self.num_bytes
+        return {"eval/loss": nats / weights, "eval/bits_per_byte": bits_per_byte}
