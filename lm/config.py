@@ -4,6 +4,7 @@ They have no defaults: the default of every key stands in configs/base.py alone.
 """
 
 import dataclasses
+import math
 import typing
 
 from lm.errors import UserError, did_you_mean, require, require_in
