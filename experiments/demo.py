@@ -1,0 +1,173 @@
+"""Train on real text, be killed half-way, resume, and show what was learned: about four minutes.
+
+    make demo
+
+The text is the documentation and source of the running Python's standard library. The workdir,
+runs/demo or the first free name after it, stays: sample from it, or train it further.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tokenize
+from pathlib import Path
+
+from experiments import cli
+from lm.errors import RunError, require
+
+CONFIG = "configs/demo.py"
+PROMPTS = ("def main(", "import ", "class ", "The ")
+SAMPLES, SAMPLE_TOKENS = 8, 160  # of each prompt; tokens of each sample
+TEMPERATURE = 0.8
+
+flags = cli.Parser(__doc__, config="none")
+flags.add_argument("--steps", default="0", metavar="N", help="train for N steps, 0: as the preset")
+
+
+def demo(argv):
+    arguments = flags.parse(argv)
+    require(arguments.steps.isdecimal(), f"--steps={arguments.steps}: it must be a whole number.")
+    keys = cli.load_config(CONFIG, {})
+    num_steps = int(arguments.steps) or keys.train.num_steps
+    least = 4 * keys.checkpoint.every_steps
+    require(
+        num_steps >= least, f"--steps={num_steps} is too few to be killed in; {least} is enough."
+    )
+    workdir = free_workdir()
+    command = [*(sys.executable, "-m", "experiments.train", f"--config={CONFIG}")]
+    command += [f"--workdir={workdir}", f"--config.train.num_steps={num_steps}"]
+    # Between two checkpoints, so that the resumed run has steps to do again.
+    killed_at = num_steps // 2 + keys.checkpoint.every_steps // 2
+    say(f"1. Train {num_steps} steps, and kill the process (SIGKILL) after step {killed_at}")
+    killed = train_until_killed(command, workdir, killed_at)
+    say("2. The same command again resumes from the last checkpoint")
+    if status := subprocess.run(command).returncode:
+        raise RunError(f"the resumed run ended with exit code {status}; its last lines say why.")
+    compare_losses(workdir, killed)
+    say("3. What it learned")
+    compare_models(workdir)
+    print(f"\nLoss curve: {workdir / 'curve.png'}")
+    more = f"-m experiments.generate --workdir={workdir} --prompt='def ' --num_tokens=100"
+    print(f"Sample more: {os.path.relpath(sys.executable)} {more}")
+
+
+def say(text):
+    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+
+
+def free_workdir():
+    """runs/demo, or runs/demo-2 and so on: what an earlier demo left is kept."""
+    names = ("demo", *(f"demo-{number}" for number in range(2, 10_000)))
+    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+
+
+def train_until_killed(command, workdir, step):
+    """Start the run and kill it when it has logged `step`; returns the bytes of whole lines logged."""
+    path = workdir / "metrics.jsonl"
+    with subprocess.Popen(command) as process:
+        try:
+            while process.poll() is None and logged(path)[-1:] < [step]:
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    if process.returncode != -signal.SIGKILL:
+        raise RunError(f"the run ended by itself, with exit code {process.returncode}.")
+    print(f"killed; {path} ends with step {logged(path)[-1]}", flush=True)
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def logged(path):
+    """The training steps in metrics.jsonl, in the order of its lines."""
+    return [row["step"] for row in lines(path) if "train/loss" in row]
+
+
+def lines(path, start=0, stop=None):
+    """The objects of metrics.jsonl between two of its bytes, in order; a torn last line is left."""
+    content = path.read_bytes()[start:stop] if path.exists() else b""
+    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+
+
+def compare_losses(workdir, killed):
+    """Print the losses of the steps that were done twice: before the kill, and after it."""
+    path = workdir / "metrics.jsonl"
+    before = {row["step"]: row for row in lines(path, 0, killed) if "train/loss" in row}
+    after = [row for row in lines(path, killed) if "train/loss" in row and row["step"] in before]
+    if not after:
+        raise RunError("the resumed run did no step again, so there is nothing to compare.")
+    print(f"\n{'step':>5}  {'loss before the kill':22} {'loss after it':22} batch")
+    equal = True
+    for row in after:
+        old = before[row["step"]]
+        same = [old[key] == row[key] for key in ("train/loss", "data/fingerprint")]
+        losses = f"{old['train/loss'].hex():22} {row['train/loss'].hex():22}"
+        print(f"{row['step']:5}  {losses} {'same' if same[1] else 'another'}")
+        equal &= all(same)
+    if not equal:
+        raise RunError("the resumed run is not the run that was killed.")
+    print("Equal to the last bit.")
+
+
+def compare_models(workdir):
+    """Print bits per byte and samples of the model, beside a unigram and a bigram model."""
+    import numpy as np
+
+    import lm
+    from lm.config import Config, build
+    from lm.data.store import open_data
+    from lm.evaluate.ngram import Bigram, Unigram, bits_per_byte, sample
+
+    saved = json.loads((workdir / "config.json").read_text())
+    saved.pop("data_key")
+    model = lm.load(workdir)
+    data = open_data(build(Config, saved).data, tokenizer=model.tokenizer)
+    size, validation = model.tokenizer.size, data.validation
+    unigram, bigram = (kind(data.train.tokens, size) for kind in (Unigram, Bigram))
+    evaluated = [row for row in lines(workdir / "metrics.jsonl") if "eval/bits_per_byte" in row]
+    bits = {
+        "unigram": bits_per_byte(unigram, validation.tokens, validation.num_bytes),
+        "bigram": bits_per_byte(bigram, validation.tokens, validation.num_bytes),
+        "this model": evaluated[-1]["eval/bits_per_byte"],
+    }
+    documents = f"{validation.num_documents} files ({validation.num_bytes:,} bytes)"
+    print(f"Bits per byte of {documents} that it was not trained on, less is better:")
+    for name, value in bits.items():
+        print(f"  {name:12} {value:6.3f}  {'#' * round(12 * value)}")
+    if bits["this model"] >= bits["bigram"]:
+        raise RunError("the model is no better than a bigram model.")
+    samples = lm.generate(
+        model, list(PROMPTS), SAMPLE_TOKENS, num_samples=SAMPLES, temperature=TEMPERATURE
+    )
+    pairs = list(zip(PROMPTS, samples, strict=True))
+    texts = [prompt + one.text for prompt, many in pairs for one in many]
+    random = np.random.default_rng(0)
+    plain = []
+    for prompt in PROMPTS * SAMPLES:
+        last = model.tokenizer.encode(prompt)[-1]
+        tokens = sample(bigram, last, SAMPLE_TOKENS, random, TEMPERATURE)
+        plain.append(prompt + model.tokenizer.decode(tokens))
+    for prompt, many in pairs:
+        print("\n  | " + (prompt + many[0].text).strip().replace("\n", "\n  | "))
+    print("\nLines that Python's tokenize accepts, of all whole lines sampled:")
+    print(f"  this model   {accepted(texts):6.1%}\n  bigram       {accepted(plain):6.1%}")
+
+
+def accepted(texts):
+    """The share of whole, non-empty lines that are made of Python's tokens, brackets closed."""
+    verdicts = [is_python(line) for text in texts for line in text.split("\n")[:-1] if line.strip()]
+    return sum(verdicts) / max(1, len(verdicts))
+
+
+def is_python(line):
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(line.strip() + "\n").readline))
+    except (tokenize.TokenError, SyntaxError):
+        return False
+    return all(token.type != tokenize.ERRORTOKEN for token in tokens)
+
+
+if __name__ == "__main__":
+    cli.main(demo)
