@@ -13,15 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from scipy.special import ndtr, ndtri
 
 from lm.mesh import gathered, parameter_spec, use_mesh
-
-# Rounded once to the compute dtype; named so that a rematerialisation policy can tell weights from
-# activations.
-GATHERED = "gathered"
 
 
 def param(shape, dims, init, dtype="float32"):
@@ -43,7 +38,7 @@ def stacked(module, num_layers):
 
 def weight(variable, dtype):
     """A parameter at its use: in the compute dtype, gathered over fsdp."""
-    return checkpoint_name(gathered(variable[...].astype(dtype)), GATHERED)
+    return gathered(variable[...].astype(dtype))
 
 
 def descriptions(module):

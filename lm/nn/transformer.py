@@ -12,7 +12,7 @@ from lm.nn.attention import Attention, Visible, keep_mask, kv_copies
 from lm.nn.feedforward import FeedForward
 from lm.nn.heads import Embedding, Head
 from lm.nn.norms import Norm
-from lm.nn.params import GATHERED, stacked
+from lm.nn.params import stacked
 from lm.nn.positions import LearnedPositions, rotation, sinusoid
 
 # Which sublayer norms a placement has: of the branch's input, of its output, of the residual sum.
@@ -88,7 +88,7 @@ def run_layers(layers, x_BTD, context, cache=None, key=None):
         layer_key = None if key is None else jax.random.fold_in(key, number)
         return nnx.merge(graph, params)(x_BTD, context, cache, layer_key)
 
-    layer = rematerialised(layer, config.remat)
+    layer = rematerialised(layer, config)
     xs = (jnp.arange(config.num_layers), params, cache)
     if config.scan_layers:
         return jax.lax.scan(layer, x_BTD, xs)
@@ -110,23 +110,26 @@ def unstacked(tree, num_layers):
     return [structure.unflatten(part[n].squeeze(0) for part in parts) for n in range(num_layers)]
 
 
-def rematerialised(layer, remat):
-    """The layer with what its backward pass recomputes.
+def rematerialised(layer, config):
+    """The layer with what its backward pass recomputes, by config.remat.
 
     Weights gathered over fsdp are never kept, whatever it is.
     """
-    policies = jax.checkpoint_policies
     mesh = current_mesh()
-    if remat == "full":
-        return jax.checkpoint(layer, prevent_cse=False)
-    if remat == "dots":
-        return jax.checkpoint(
-            layer, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable
-        )
-    if mesh is not None and mesh.shape["fsdp"] > 1:
-        keep = policies.save_anything_except_these_names(GATHERED)
-        return jax.checkpoint(layer, prevent_cse=False, policy=keep)
-    return layer
+    policy = None
+    if config.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    elif config.remat == "none":
+        if mesh is None or mesh.shape["fsdp"] == 1:
+            return layer
+        policy = _is_computed
+    # Unrolled, the compiler would merge the second computation with the first; in a loop it cannot.
+    return jax.checkpoint(layer, prevent_cse=not config.scan_layers, policy=policy)
+
+
+def _is_computed(primitive, *_, **__):
+    """Policy: keep all but what was only moved between devices, as a gathered weight is."""
+    return primitive.name not in ("reshard", "sharding_constraint")
 
 
 class Transformer(nnx.Module):
