@@ -6,6 +6,7 @@ a learned table, sinusoids, or rotations of queries and keys.
 import jax.numpy as jnp
 from flax import nnx
 
+from lm.mesh import ACTIVATIONS, current_mesh
 from lm.nn.params import matrix_init, param, weight
 
 
@@ -19,7 +20,10 @@ class LearnedPositions(nnx.Module):
         self.table_PD = param((rows, width), ("positions", "model"), init, config.param_dtype)
 
     def __call__(self, positions_BT):
-        return weight(self.table_PD, self.config.compute_dtype)[positions_BT]
+        table_PD = weight(self.table_PD, self.config.compute_dtype)
+        if current_mesh() is None or positions_BT.shape[0] == 1:  # one row serves the whole batch
+            return table_PD[positions_BT]
+        return table_PD.at[positions_BT].get(out_sharding=ACTIVATIONS["residual"])
 
 
 def sinusoid(positions_BT, d_model):
