@@ -83,8 +83,7 @@ def accumulate(value_and_grad, params, batch):
         (_, nll), grads = value_and_grad(params, part, number)
         return jax.tree.map(jnp.add, sums, (nll, grads)), None
 
-    zero_nll = jnp.zeros((), jnp.promote_types(batch["weights"].dtype, jnp.float32))
-    start = (zero_nll, jax.tree.map(jnp.zeros_like, params))
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     (nll, grads), _ = jax.lax.scan(add, start, (batch, jnp.arange(parts)))
     return nll, grads
 
