@@ -66,7 +66,7 @@ def free_workdir():
 
 
 def train_until_killed(command, workdir, step):
-    """Start the run and kill it when it has logged `step`; returns the bytes of whole lines logged."""
+    """Start the run, kill it when it has logged `step`; gives the bytes of whole lines logged."""
     path = workdir / "metrics.jsonl"
     with subprocess.Popen(command) as process:
         try:

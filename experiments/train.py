@@ -7,9 +7,11 @@ curve.png, and is all that generate and lm.load need. SIGTERM or Ctrl-C: the run
 """
 
 import dataclasses
+import fcntl
 import functools
 import json
 import os
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from experiments import cli
@@ -21,24 +23,25 @@ flags.add_argument(
     "--workdir", required=True, metavar="FOLDER", help="where the run is kept, new or to resume"
 )
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
 
 def train(argv):
     arguments = flags.parse(argv)
     resolve(arguments.config, tokenizer_size=1)  # what is wrong without any text is said at once
     workdir = Path(arguments.workdir)
-    if arguments.config.train.deterministic:
-        os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-        )
-    data, config = open_workdir(workdir, arguments.config)
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    if arguments.config.train.deterministic and DETERMINISTIC not in xla_flags:
+        os.environ["XLA_FLAGS"] = f"{xla_flags} {DETERMINISTIC}"
+    data, config = open_run(workdir, arguments.config)
     print(cli.describe(config), flush=True)
     run(workdir, data, config)
 
 
-def open_workdir(workdir, keys):
-    """(Data, Config) of a new run, whose workdir is made, or of one to resume, which must agree.
+def open_run(workdir, keys):
+    """(Data, Config) of a new run, or of the one in workdir, with which the keys must agree.
 
-    Raises UserError if the workdir holds another run.
+    Writes nothing there. Raises UserError if the workdir holds another run.
     """
     from lm.data.store import open_data
     from lm.data.tokenizer import load
@@ -47,30 +50,34 @@ def open_workdir(workdir, keys):
     without_text = resolve(keys, tokenizer_size=1)
     data = open_data(without_text.data, tokenizer=load(workdir) if saved else None)
     config = resolve(keys, data.tokenizer.size)
-    new = {**dataclasses.asdict(config), "data_key": data.key}
-    if saved is None:
-        workdir.mkdir(parents=True, exist_ok=True)
-        data.tokenizer.save(workdir)
-    else:
-        changed = differences(saved, new)
-        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
-        require(
-            not changed,
-            f"{workdir} holds a run with another result: {told}. Give the former values to resume "
-            "it, or another --workdir.",
-        )
-    # Renamed into place, and last: a workdir with a config.json is complete.
-    half = workdir / f"config.json.{os.getpid()}"
-    half.write_text(json.dumps(new, indent=2) + "\n")
-    half.replace(workdir / "config.json")
+    changed = differences(saved, content(data, config)) if saved else {}
+    text = changed.pop("data_key", None) and "the text it was trained on"
+    told = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items()]
+    undo = " ".join(f"--config.{key}={old}" for key, (old, _) in changed.items())
+    if text:
+        told, undo = [*told, f"{text} has changed"], " and ".join(filter(None, (undo, text)))
+    require(
+        not told,
+        f"{workdir} holds a run with another result: {'; '.join(told)}. Resume it with {undo}, or "
+        "give another --workdir.",
+    )
     return data, config
 
 
+def content(data, config):
+    """What config.json holds."""
+    return {**dataclasses.asdict(config), "data_key": data.key}
+
+
 def read_config(workdir):
-    """The content of config.json, checked; None if there is none."""
-    path = workdir / "config.json"
-    if not path.exists():
+    """The content of config.json, checked; None of a run that has yet to log or save a step."""
+    path, metrics = workdir / "config.json", workdir / "metrics.jsonl"
+    logged = metrics.is_file() and metrics.stat().st_size
+    if not logged and not any((workdir / "checkpoints").glob("*")):
         return None
+    require(
+        path.exists(), f"{workdir} holds a run but no {path.name}; put it back, or give another."
+    )
     try:
         saved = json.loads(path.read_text())
         build(Config, {key: value for key, value in saved.items() if key != "data_key"})
@@ -83,7 +90,10 @@ def read_config(workdir):
 
 
 def run(workdir, data, config):
-    """Train in a workdir from its newest checkpoint, or from the first step, to the end."""
+    """Train in a workdir from its newest checkpoint, or from the first step, to the end.
+
+    What is wrong with the configuration is said before anything is written.
+    """
     import jax
 
     from lm.checkpoint import Checkpoints
@@ -91,7 +101,6 @@ def run(workdir, data, config):
     from lm.data.loader import Batches, place, prefetch
     from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
     from lm.nn.transformer import Transformer
-    from lm.track.environment import write_environment
     from lm.track.metrics import MetricsWriter
     from lm.track.profiler import Profiler
     from lm.track.progress import Progress
@@ -100,49 +109,75 @@ def run(workdir, data, config):
     from lm.train.state import abstract_state, initial_state
     from lm.train.step import make_train_step
 
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    parts = config.train.accumulation_steps
+    num_steps, parts = config.train.num_steps, config.train.accumulation_steps
+    mesh, metrics = make_mesh(**dataclasses.asdict(config.mesh)), config.metrics
     check_mesh(mesh, config.model, config.data.batch_size, parts)
-    batches = Batches(data.train, config.data, config.train.seed)
-    model = Transformer(config.model)
+    batches, model = Batches(data.train, config.data, config.train.seed), Transformer(config.model)
+    evaluate = evaluator(model, config, data, mesh)
     template = abstract_state(model, config, mesh)
     train_step = make_train_step(model, config, jax.tree.map(lambda leaf: leaf.sharding, template))
-    write_environment(workdir)
-    metrics = config.metrics
     with (
+        alone(workdir),
         use_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
-        MetricsWriter(
-            workdir, metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
-        ) as writer,
         interruptions() as signals,
     ):
         restored = checkpoints.restore(template)
-        if restored is None:
-            state = initial_state(model, config, mesh)
-        else:
+        state = restored[1] if restored else initial_state(model, config, mesh)
+        if restored:
             print(f"resumed from {workdir / 'checkpoints' / str(restored[0])}", flush=True)
-            state = restored[1]
         first = int(state.step)
-        profiler = Profiler(workdir, metrics.profile_start, metrics.profile_stop)
+        write_start(workdir, data, config)
         make = functools.partial(
             place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
         )
-        stream = prefetch(make, range(first, config.train.num_steps), config.data.prefetch)
-        with Progress(config.train.num_steps, first) as progress:
+        with (
+            MetricsWriter(
+                workdir, metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
+            ) as writer,
+            Progress(num_steps, first) as progress,
+            closing(Profiler(workdir, metrics.profile_start, metrics.profile_stop)) as profiler,
+            closing(prefetch(make, range(first, num_steps), config.data.prefetch)) as stream,
+        ):
             hooks = Hooks(
                 log=logger(config, mesh, first, writer, progress),
-                evaluate=evaluator(model, config, data, mesh),
+                evaluate=evaluate,
                 save=checkpoints.save,
                 profile=profiler,
                 interrupted=lambda: signals.requested,
             )
-            try:
-                state, why = train_loop(state, train_step, stream, config, hooks)
-            finally:
-                stream.close()
-                profiler.close()
+            state, why = train_loop(state, train_step, stream, config, hooks)
     finish(workdir, first, int(state.step), config, why)
+
+
+@contextmanager
+def alone(workdir):
+    """Make the workdir, and hold it: of two runs at once each would remove what the other saves."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process trains in {workdir}; wait for it, or give another --workdir."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def write_start(workdir, data, config):
+    """What generate and lm.load need besides a checkpoint, and what this start runs on."""
+    from lm.track.environment import write_environment
+
+    data.tokenizer.save(workdir)
+    half = workdir / "config.json.half"
+    half.write_text(json.dumps(content(data, config), indent=2) + "\n")
+    half.replace(workdir / "config.json")
+    write_environment(workdir)
 
 
 def logger(config, mesh, first, writer, progress):

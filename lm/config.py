@@ -10,6 +10,8 @@ import typing
 from lm.errors import UserError, did_you_mean, require, require_in
 from lm.nn.config import TransformerConfig
 
+ENDLESS = ("constant", "inverse_sqrt")  # schedules that know no optim.decay_steps
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
@@ -95,7 +97,7 @@ class OptimConfig:
             f"optim.cooldown_fraction={self.cooldown_fraction} must be in (0, 1].",
         )
         require(
-            self.schedule in ("constant", "inverse_sqrt") or self.warmup_steps < self.decay_steps,
+            self.schedule in ENDLESS or self.warmup_steps < self.decay_steps,
             f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
             f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger.",
         )
@@ -298,9 +300,11 @@ def differences(old, new):
     With dropout, train.accumulation_steps does (each part draws its own mask); without, it is only
     another order of summation, as another mesh is.
     """
-    free = FREE
+    free = {*FREE}
     if not any(value for key, value in new["model"].items() if key.endswith("dropout")):
-        free = (*FREE, "train.accumulation_steps")
+        free.add("train.accumulation_steps")
+    if new["optim"]["schedule"] in ENDLESS:
+        free.add("optim.decay_steps")
     old, new = flatten(old), flatten(new)
     return {
         key: (old.get(key), new.get(key))

@@ -48,8 +48,10 @@ class Tokenizer:
         raise NotImplementedError
 
     def save(self, folder):
-        """Writes folder/tokenizer.json."""
-        (Path(folder) / "tokenizer.json").write_text(self.definition, encoding="utf-8")
+        """Writes folder/tokenizer.json, whole or not at all."""
+        half = Path(folder) / "tokenizer.json.half"
+        half.write_text(self.definition, encoding="utf-8")
+        half.replace(Path(folder) / "tokenizer.json")
 
 
 class ByteTokenizer(Tokenizer):

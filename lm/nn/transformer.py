@@ -75,10 +75,9 @@ class Block(nnx.Module):
 
 
 def run_layers(layers, x_BTD, context, cache=None, key=None):
-    """(B, T, D) after all layers, and their cache. layers: a Block whose parameters are stacked, as
-    the cache's are.
+    """(B, T, D) after all layers, and their cache; scanned or unrolled, by config.scan_layers.
 
-    Scanned (one layer is compiled) or unrolled, by config.scan_layers.
+    layers: a Block whose parameters are stacked, as the cache's arrays are.
     """
     config = layers.config
     graph, params = nnx.split(layers)
@@ -102,8 +101,9 @@ def run_layers(layers, x_BTD, context, cache=None, key=None):
 
 
 def unstacked(tree, num_layers):
-    """A tree for each layer of one whose arrays are stacked; by one split, whose gradient is one
-    concatenation.
+    """A tree for each layer of one whose arrays are stacked.
+
+    By one split, whose gradient is one concatenation: that of an index adds up whole stacks.
     """
     leaves, structure = jax.tree.flatten(tree)
     parts = [jax.lax.split(leaf, [1] * num_layers) for leaf in leaves]
@@ -159,7 +159,7 @@ class Transformer(nnx.Module):
     def hidden(self, tokens_BT, *, positions=None, segments=None, cache=None, key=None):
         """What the head reads, (B, T, D), and the cache after these tokens.
 
-        cache: None, or what `lm.generate.empty_cache` makes; then positions are required. key: for
+        cache: None, or what `empty_cache` makes; then positions are required. key: for
         dropout.
         """
         config = self.config
@@ -192,9 +192,7 @@ class Transformer(nnx.Module):
         return head(hidden_BTD)
 
     def _context(self, positions, segments, cache):
-        """The layers' Context, and the cache with these tokens' positions and segments written into
-        it.
-        """
+        """The layers' Context, and the cache with these tokens' positions and segments in it."""
         config = self.config
         turned = None
         if config.position == "rope":

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 
 
 def causal_loss(model, batch, config, key=None):
-    """Sums over the batch, each a float32 (or wider) scalar: what is minimised, and the
-    cross-entropy in nats.
+    """(what is minimised, cross-entropy), in nats: sums over the batch, float32 or wider scalars.
 
-    batch: tokens, targets, weights (B, T), perhaps segments and positions. config: an
-    ObjectiveConfig. key: dropout. Neither is divided by anything: parts of a batch add up to the
-    whole batch exactly.
+    Divided by nothing, so that the parts of a batch add up to the whole. batch: tokens, targets,
+    weights (B, T), perhaps segments and positions. config: an ObjectiveConfig. key: for dropout.
     """
     hidden_BTD, _ = model.hidden(
         batch["tokens"], positions=batch.get("positions"), segments=batch.get("segments"), key=key

@@ -55,7 +55,7 @@ def write_environment(workdir):
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}); move it away.") from error
     starts.append(environment())
-    half = path.with_name(f"{path.name}.{os.getpid()}")
+    half = path.with_name(f"{path.name}.half")
     half.write_text(json.dumps(starts, indent=2) + "\n")
     half.replace(path)
     return starts[-1]

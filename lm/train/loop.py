@@ -56,10 +56,7 @@ def train(state, train_step, batches, config, hooks):
 
 
 def due(every, step, last):
-    """Whether something done every n steps is due after `step`, counted from 0; n = 0:
-
-    at the end.
-    """
+    """Whether something done every n steps is due after `step`, counted from 0; n=0: at the end."""
     return last or bool(every and (step + 1) % every == 0)
 
 
@@ -77,6 +74,5 @@ def _report(pending, config, hooks):
         raise RunError(
             f"the loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} "
             f"(loss {float(metrics['loss'])}); none was applied and the last checkpoint stands. "
-            "A smaller optim.peak_lr, a longer warm-up or a smaller optim.clip_norm helps."
+            "A new run with a smaller optim.peak_lr or optim.clip_norm, or a longer warm-up, helps."
         )
-    return

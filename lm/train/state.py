@@ -14,9 +14,9 @@ from lm.optim.optimizers import optimizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: the next one to run, int32. key: raw uint32 data of the root key of all of training's
-    randomness.
+    """All that training goes on from.
 
+    step: the next one to run, int32. key: raw uint32 data of the root key of all its randomness.
     variables: what is neither weight nor moment: how many steps were skipped, in all and in a row.
     """
 

@@ -70,8 +70,9 @@ def make_train_step(model, config, state_shardings):
 
 
 def accumulate(value_and_grad, params, batch):
-    """(nll, grads) summed over the parts of a batch, whose arrays have them as first dim; one
-    gradient copy is kept.
+    """(nll, grads) summed over the parts of a batch, the first dim of its arrays.
+
+    One copy of the gradient is kept.
     """
     parts = batch["tokens"].shape[0]
     if parts == 1:

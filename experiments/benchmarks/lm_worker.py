@@ -1,0 +1,60 @@
+"""lm's train step on random tokens: python -m experiments.benchmarks.lm_worker small."""
+
+import sys
+
+import numpy as np
+
+from experiments.benchmarks import worker
+
+
+def config_of(size):
+    """configs/shakespeare.py in another size."""
+    from configs.shakespeare import cpu
+    from lm.config import resolve
+
+    layers, width, heads, length, batch = worker.SIZES[size]
+    keys = cpu()
+    keys.model.update(num_layers=layers, d_model=width, num_heads=heads)
+    keys.data.update(sequence_length=length, batch_size=batch)
+    return resolve(keys, worker.VOCAB)
+
+
+def main(size):
+    worker.keep_to_threads()
+    import jax
+
+    from lm.mesh import make_mesh, sharding
+    from lm.nn.transformer import Transformer
+    from lm.train.state import abstract_state, initial_state
+    from lm.train.step import make_train_step
+
+    config = config_of(size)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    model = Transformer(config.model)
+    state = initial_state(model, config, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
+    train_step = make_train_step(model, config, shardings)
+    shape = (1, config.data.batch_size, config.data.sequence_length + 1)
+    tokens = np.random.default_rng(0).integers(0, worker.VOCAB, shape, np.int32)
+    weights = np.ones((*shape[:2], shape[2] - 1), np.float32)
+    batch = {"tokens": tokens[..., :-1], "targets": tokens[..., 1:], "weights": weights}
+    batch = jax.device_put(batch, sharding(mesh, "microbatches"))
+
+    def run(steps):
+        """As the loop runs them: a step's loss is read when the next one is under way."""
+        nonlocal state
+        pending = None
+        for _ in range(steps):
+            state, metrics = train_step(state, batch)
+            if pending is not None:
+                float(pending["loss"])
+            pending = metrics
+        return float(pending["loss"])
+
+    loss = run(1)
+    run(2)
+    worker.serve(run, {"loss": loss, "jax": jax.__version__, "python": sys.version.split()[0]})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,70 @@
+"""A model in a process of its own that runs steps on request, so that two can be timed in turn.
+
+The driver writes a number of steps to a worker's standard input and reads back the seconds they
+took. A worker keeps to THREADS cores, and so do the thread pools of XLA and PyTorch.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+THREADS = 2
+# layers, width, heads, context, batch: nanoGPT's CPU configuration, and one 24 times as costly.
+SIZES = {"small": (4, 128, 4, 64, 12), "large": (6, 384, 6, 256, 8)}
+VOCAB = 65
+
+
+def keep_to_threads():
+    """Call before importing what makes threads."""
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+
+
+def serve(run, about):
+    """Answer each line, a number of steps, with [wall, CPU] seconds of run(number), as JSON.
+
+    The first answer, unasked and after a warm-up, is `about`: the loss before any training, and
+    versions.
+    """
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run(int(line))
+        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]), flush=True)
+
+
+class Worker:
+    """A worker under a given interpreter; a context manager."""
+
+    def __init__(self, python, module, *arguments):
+        self._process = subprocess.Popen(
+            [python, "-m", f"experiments.benchmarks.{module}", *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about = self._read()
+
+    def steps(self, number):
+        """(wall, CPU) seconds per step."""
+        self._process.stdin.write(f"{number}\n")
+        self._process.stdin.flush()
+        return [seconds / number for seconds in self._read()]
+
+    def _read(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+        return json.loads(line)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.stdin.close()
+        self._process.wait()

@@ -1,0 +1,267 @@
+"""Models from and to folders in Hugging Face's format, by the tables of the families."""
+
+import dataclasses
+import functools
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from lm.config import build
+from lm.data import tokenizer as tokenizers
+from lm.errors import RunError, UserError, did_you_mean, require
+from lm.hub import family as tables
+from lm.hub.files import DTYPES, TensorFiles, read_json, replaced, write_json, write_tensors
+from lm.hub.gpt2 import GPT2
+from lm.hub.llama import LLAMA
+from lm.model import LanguageModel, skeleton
+from lm.nn.config import TransformerConfig
+
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
+HEAD, EMBEDDING = "head/kernel_DV", "embed/table_VD"
+
+
+def import_model(folder, mesh=None, compute_dtype="float32"):
+    """The LanguageModel of a folder: config.json, safetensors and, if there is one, tokenizer.json.
+
+    Parameters keep the files' dtype. mesh: a jax.sharding.Mesh as lm.mesh makes it; None is one
+    device. Raises UserError for all that is missing, superfluous, damaged, or not what lm has.
+    """
+    folder = Path(folder).expanduser()
+    family, content = _read_family(folder / "config.json")
+    with TensorFiles(folder) as files:
+        config, reads = _check(folder, family, content, files, compute_dtype)
+        module, template = skeleton(config, mesh)
+        params = _read_parameters(files, reads, template)
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    tokenizer = tokenizers.load(folder) if has_tokenizer else None
+    return LanguageModel(config, module, params, tokenizer, mesh)
+
+
+def export_model(model, folder, family=None, max_shard_size=5_000_000_000):
+    """Write a LanguageModel to a folder that transformers and `import_model` load; the family.
+
+    family: its model_type; None is the first that can express the model. The folder gets its name
+    only when all that was written has been read again and is, bit for bit, the model.
+    max_shard_size: bytes of one safetensors file, which is also what is held in memory.
+    Raises UserError if the family cannot express the model, or if the folder is there.
+    """
+    chosen = _family_for(model.config, family)
+    folder = Path(folder).expanduser().absolute()
+    slots = {slot.name: slot for slot in _slots(chosen, model.config)}
+    params = _named(model.params)
+    require(
+        all(array.is_fully_addressable for array in params.values()),
+        "a model that lies on several hosts cannot be exported; load it in one process.",
+    )
+
+    def fetch(name):
+        slot = slots[name]
+        pieces = [part.to_tensor(_fetch(params, part)) for part in slot.parts]
+        return np.concatenate(pieces, slot.joined)
+
+    dtype = model.config.param_dtype
+    end = None if model.tokenizer is None else model.tokenizer.end_of_text
+    content = tables.write_keys(chosen, model.config)
+    # Both names of the dtype: `torch_dtype` is for transformers before version 5.
+    content |= {"dtype": dtype, "torch_dtype": dtype, "bos_token_id": end, "eos_token_id": end}
+    shapes = {name: slot.shape() for name, slot in slots.items()}
+    with replaced(folder) as partial:
+        write_tensors(partial, shapes, dtype, fetch, max_shard_size)
+        write_json(partial / "config.json", content)
+        if model.tokenizer is not None:
+            model.tokenizer.save(partial)
+        _verify(model, partial)
+    return chosen.model_type
+
+
+def _family_for(config, name):
+    """The Family of that name, or the first that can express the config."""
+    require(
+        name is None or name in FAMILIES,
+        f"family={name!r} is not known.{did_you_mean(name, FAMILIES)}",
+    )
+    options = FAMILIES if name is None else {name: FAMILIES[name]}
+    reasons = []
+    for option, family in options.items():
+        found = tables.obstacles(family, config)
+        if not found:
+            return family
+        reasons.append(f"as {option} {', '.join(found)}")
+    raise UserError(f"the model cannot be exported: {'; '.join(reasons)}.")
+
+
+def _slots(family, config):
+    """The tensors of a model of this config."""
+    _, template = skeleton(config)
+    return tables.slots(family, {name: leaf.shape for name, leaf in _named(template).items()})
+
+
+def _read_family(path):
+    """(Family, content) of a config.json."""
+    content = read_json(path)
+    kind, architectures = content.get("model_type"), content.get("architectures")
+    for family in FAMILIES.values():
+        named = architectures == [family.architecture]
+        if kind == family.model_type and (named or not architectures) or (named and kind is None):
+            return family, content
+    known = ", ".join(family.architecture for family in FAMILIES.values())
+    raise UserError(
+        f"{path} is of architectures={architectures!r} and model_type={kind!r}, which lm cannot "
+        f"import; it can: {known}."
+    )
+
+
+def _check(folder, family, content, files, compute_dtype):
+    """(TransformerConfig, [(Slot, its name in the files)]), every name, shape and dtype checked."""
+    names = _parameter_names(folder, family, files)
+    path = folder / "config.json"
+    try:
+        keys = tables.read_keys(family, content)
+        keys |= {"param_dtype": _dtype(folder, files, names), "compute_dtype": compute_dtype}
+        config = build(TransformerConfig, keys)
+        limits = tables.broken_limits(family, config)
+        require(not limits, f"{'; '.join(limits)}.")
+        few = config.num_layers > len(names)
+        require(not few, f"{config.num_layers} layers, but all files hold {len(names)} tensors.")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    config = _tied_or_not(family, config, files, names)
+    slots = {slot.name: slot for slot in _slots(family, config)}
+    problems = []
+    for name in sorted({*slots, *names}):
+        here = slots[name].shape() if name in slots else None
+        there = files.shape(names[name]) if name in names else None
+        if there is None:
+            problems.append(f"{name} {here} is missing")
+        elif here is None:
+            problems.append(f"{names[name]} {there} is no tensor of this {family.model_type}")
+        elif here != there:
+            problems.append(f"{names[name]} is {there}, by config.json it is {here}")
+    more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+    require(
+        not problems,
+        f"the safetensors of {folder} do not fit its config.json: {'; '.join(problems[:4])}{more}.",
+    )
+    return config, [(slot, names[name]) for name, slot in slots.items()]
+
+
+def _parameter_names(folder, family, files):
+    """{name in the table: name in the files} of what the files hold, but for what is ignored."""
+    bare = {row.name for row in family.tensors if not row.name.startswith(family.prefix)}
+    names = {}
+    for name in sorted(files.names):
+        whole = name.startswith(family.prefix) or name in bare
+        full = name if whole else family.prefix + name
+        if not re.fullmatch(family.ignored, full):
+            require(full not in names, f"{folder} holds both {name!r} and {full!r}; delete one.")
+            names[full] = name
+    require(names, f"the safetensors of {folder} hold no tensor.")
+    return names
+
+
+def _dtype(folder, files, names):
+    """The narrowest dtype that holds all parameters of the files."""
+    found = {files.dtype(name): name for name in names.values()}
+    for dtype, name in found.items():
+        require(
+            dtype in DTYPES,
+            f"{name} is of dtype {dtype}, which lm does not train in; it reads {', '.join(DTYPES)}.",
+        )
+    return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))
+
+
+def _tied_or_not(family, config, files, names):
+    """The config, untied if the files hold another head than the embedding, as transformers does.
+
+    A head that is the embedding again is taken out of names.
+    """
+    head, table = (
+        next(row.name for row in family.tensors if parameter in row.parts)
+        for parameter in (HEAD, EMBEDDING)
+    )
+    if not config.tied_embedding or head not in names:
+        return config
+    if table not in names:
+        names[table] = names.pop(head)
+        return config
+    if not np.array_equal(files.read(names[head]), files.read(names[table])):
+        return dataclasses.replace(config, tied_embedding=False)
+    del names[head]
+    return config
+
+
+def _read_parameters(files, reads, template):
+    """The nested dict of parameters, each on its devices. template: of jax.ShapeDtypeStruct.
+
+    Besides the model, memory holds one tensor at a time, the largest ones while there is room.
+    """
+    targets, arrays = _named(template), {}
+    for part, piece in _pieces(files, reads):
+        target = targets[part.parameter]
+        place = target.sharding or SingleDeviceSharding(jax.devices()[0])
+        piece = piece.astype(target.dtype, copy=False)
+        if part.index:
+            layer_place = place
+            if isinstance(place, NamedSharding):
+                layer_place = NamedSharding(place.mesh, P(*place.spec[len(part.index) :]))
+            if part.parameter not in arrays:
+                arrays[part.parameter] = jnp.zeros(target.shape, target.dtype, device=place)
+            stack = arrays[part.parameter]
+            piece = _set_layer(stack, _put(piece, layer_place), part.index[0])
+        else:
+            piece = _put(piece, place)
+        arrays[part.parameter] = piece.block_until_ready()
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], template)
+
+
+def _pieces(files, reads):
+    """(Part, numpy array) of every parameter and layer, those of large tensors first."""
+    for slot, name in sorted(reads, key=lambda read: -math.prod(read[0].shape())):
+        yield from slot.split(files.read(name))
+
+
+def _put(array, place):
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(stack, layer, number):
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, number, 0)
+
+
+def _fetch(params, part):
+    """A Part of the parameters {name: array} as a numpy array, from all devices."""
+    array = params[part.parameter]
+    host = np.empty(part.shape, array.dtype)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            host[shard.index[len(part.index) :]] = np.asarray(shard.data[part.index])
+    return host
+
+
+def _verify(model, folder):
+    """Read an export again. Raises RunError if a parameter is not the model's, bit for bit."""
+    params = _named(model.params)
+    family, content = _read_family(folder / "config.json")
+    with TensorFiles(folder) as files:
+        _, reads = _check(folder, family, content, files, model.config.compute_dtype)
+        for part, piece in _pieces(files, reads):
+            same = piece.tobytes() == _fetch(params, part).tobytes()
+            if not same:
+                raise RunError(f"{part.parameter} is not in {folder} as it was written there.")
+
+
+def _named(tree):
+    """{"embed/table_VD": leaf, ...}"""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")

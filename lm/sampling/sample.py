@@ -1,0 +1,313 @@
+"""Text from a model: `generate`, many prompts and samples at once, on one device or a mesh."""
+
+import dataclasses
+import functools
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm.errors import RunError, UserError, require
+from lm.mesh import ACTIVATIONS, BATCH, current_mesh, local, put, use_mesh
+from lm.nn.params import bind
+from lm.nn.transformer import empty_cache
+from lm.sampling.choose import choose
+
+# Lengths are padded to this times a power of two, so that few of them are compiled.
+SHORTEST = 16
+# By name: of other generators, the bits under vmap depend on the whole batch.
+GENERATOR = "threefry2x32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What a model wrote after a prompt, without the end of text.
+
+    ended: it stopped there, and not because it had its number of tokens. str() is the text.
+    """
+
+    text: str
+    tokens: list[int]
+    ended: bool
+
+    def __str__(self):
+        return self.text
+
+
+def generate(
+    model,
+    prompts,
+    num_tokens,
+    *,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=0,
+    num_samples=1,
+    stop_at_end_of_text=True,
+):
+    """A list for each prompt of `num_samples` Samples of at most `num_tokens` tokens.
+
+    model: an lm.model.LanguageModel. prompts: a text, or a list of texts or of lists of tokens. A
+    text is the beginning of a document, after the end-of-text token if the tokenizer has one;
+    tokens are taken as they are. temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off.
+    The same seed gives the same samples: one depends on its prompt, the prompt's place in the list
+    and its own number, and not on the other prompts, num_samples, num_tokens or the mesh.
+    Raises UserError for what cannot be generated, RunError for logits that are not finite.
+    """
+    _check(num_tokens, temperature, top_k, top_p, seed, num_samples)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = [_encoded(model, number, prompt) for number, prompt in enumerate(prompts)]
+    for number, prompt in enumerate(prompts):
+        _check_length(model.config, number, len(prompt), num_tokens)
+    if not prompts:
+        return []
+    shards = _shards(model.mesh)
+    prefix, rows = _left_padded(prompts, shards), _rows(len(prompts), num_samples, shards, seed)
+    end = model.tokenizer.end_of_text if stop_at_end_of_text else None
+    settings = {
+        "num_tokens": num_tokens,
+        "end": -1 if end is None else end,
+        "temperature": temperature or None,
+        "top_p": None if top_p == 1 else top_p,
+    }
+    sizes = {"room": _padded(num_tokens), "vocab": model.tokenizer.size, "top_k": top_k}
+    with use_mesh(model.mesh):
+        written = _write(model.params, prefix, rows, settings, module=model.module, **sizes)
+        if current_mesh() is not None:
+            written = jax.device_put(written, NamedSharding(model.mesh, P()))
+    samples = [
+        _sample(model, row // num_samples, prompts[row // num_samples], *row_written, end)
+        for row, row_written in enumerate(zip(*map(np.asarray, written), strict=True))
+        if row < len(prompts) * num_samples
+    ]
+    return [samples[row : row + num_samples] for row in range(0, len(samples), num_samples)]
+
+
+def _check(num_tokens, temperature, top_k, top_p, seed, num_samples):
+    for name, value, least in (
+        ("num_tokens", num_tokens, 1),
+        ("num_samples", num_samples, 1),
+        ("top_k", top_k, 0),
+    ):
+        require(_is_whole(value), f"{name}={value!r} must be a whole number.")
+        require(value >= least, f"{name}={value} is not possible; it must be {least} or more.")
+    require(
+        _is_whole(seed) and 0 <= seed < 2**32,
+        f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}.",
+    )
+    require(
+        0 <= temperature < math.inf,
+        f"temperature={temperature} is not possible; it must be 0 (greedy) or more, 1 is the "
+        "model's own.",
+    )
+    require(
+        0 < top_p <= 1, f"top_p={top_p} is not possible; it must be in (0, 1], and 1 turns it off."
+    )
+
+
+def _is_whole(value):
+    return isinstance(value, numbers.Integral)
+
+
+def _encoded(model, number, prompt):
+    """The tokens, a list of int, of prompts[number]."""
+    vocab, end = model.tokenizer.size, model.tokenizer.end_of_text
+    if isinstance(prompt, str):
+        tokens = ([] if end is None else [end]) + model.tokenizer.encode(prompt).tolist()
+        require(
+            tokens,
+            f"prompts[{number}] is empty, and the tokenizer has no end-of-text token to start "
+            "from; give a text.",
+        )
+        return tokens
+    tokens = np.asarray(prompt)
+    require(
+        tokens.ndim == 1 and tokens.size and np.issubdtype(tokens.dtype, np.integer),
+        f"prompts[{number}]={prompt!r} is neither a text nor a list of one or more tokens.",
+    )
+    require(
+        0 <= tokens.min() and tokens.max() < vocab,
+        f"prompts[{number}] has tokens from {tokens.min()} to {tokens.max()}; those of the "
+        f"tokenizer are 0 to {vocab - 1}.",
+    )
+    return tokens.tolist()
+
+
+def _check_length(config, number, length, num_tokens):
+    """Where positions have a table, every token that is read needs a row; the last is not read."""
+    positions = config.max_positions
+    if config.position != "learned" or length + num_tokens - 1 <= positions:
+        return
+    has = f"prompts[{number}] has {length} tokens and the model {positions} positions"
+    require(length <= positions, f"{has}; shorten the prompt.")
+    raise UserError(
+        f"{has}, which num_tokens={num_tokens} exceeds; it can be {positions - length + 1} at most."
+    )
+
+
+def _padded(length):
+    return SHORTEST * 2 ** math.ceil(math.log2(max(1, length / SHORTEST)))
+
+
+def _shards(mesh):
+    """What the number of rows must be a multiple of. On a mesh a model takes one row for all's."""
+    if mesh is None or mesh.size == 1:
+        return 1
+    return max(2, math.prod(mesh.shape[axis] for axis in BATCH))
+
+
+def _left_padded(prompts, shards):
+    """Prompts as rows that end together: int32 (P, T), P a multiple of shards. Segment 0 is padding.
+
+    Every row then writes the same place of its cache.
+    """
+    count = -(-len(prompts) // shards) * shards
+    length = _padded(max(map(len, prompts)))
+    tokens_PT, positions_PT, segments_PT = np.zeros((3, count, length), np.int32)
+    for row in range(count):
+        prompt = prompts[row % len(prompts)]
+        tokens_PT[row, -len(prompt) :] = prompt
+        positions_PT[row, -len(prompt) :] = range(len(prompt))
+        segments_PT[row, -len(prompt) :] = 1
+    return {"tokens": tokens_PT, "positions": positions_PT, "segments": segments_PT}
+
+
+def _rows(num_prompts, num_samples, shards, seed):
+    """What is to be written, a row for each sample of each prompt: B of them, a multiple of shards.
+
+    prompt_B: its row of the prompts, None if that is its own. keys_B2: its randomness.
+    unused_B1: it is there only to fill the last shard.
+    """
+    used = num_prompts * num_samples
+    row_B = np.arange(-(-used // shards) * shards)
+    prompt_B, sample_B = row_B % used // num_samples, row_B % num_samples
+
+    def key(prompt, sample):
+        root = jax.random.key(seed, impl=GENERATOR)
+        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(root, prompt), sample))
+
+    return {
+        "prompt_B": None if num_samples == 1 else prompt_B,
+        "keys_B2": np.asarray(jax.jit(jax.vmap(key))(prompt_B, sample_B)),
+        "unused_B1": row_B[:, None] >= used,
+    }
+
+
+def _read(model, prefix, prompt_B, room):
+    """(cache, logits (B, V) of the first token to write, lengths (B, 1)) after the prompts.
+
+    The cache has room for `room` tokens more.
+    """
+    tokens_PT, positions_PT, segments_PT = (
+        put(prefix[name], "tokens") for name in ("tokens", "positions", "segments")
+    )
+    count, length = tokens_PT.shape
+    cache = empty_cache(model.config, count, length + room)
+    hidden_PTD, cache = model.hidden(
+        tokens_PT, positions=positions_PT, segments=segments_PT, cache=cache
+    )
+    logits_PV = put(model.logits(hidden_PTD[:, -1:])[:, 0], "tokens")
+    lengths_P1 = positions_PT[:, -1:] + 1
+    if prompt_B is None:
+        return cache, logits_PV, lengths_P1
+
+    def spread(x, name, dim):
+        """A row of x for each sample."""
+        index = (slice(None),) * dim + (prompt_B,)
+        place = None if current_mesh() is None else ACTIVATIONS[name]
+        return x.at[index].get(out_sharding=place)
+
+    cache = {
+        "layers": {name: spread(x, "layer_heads", 1) for name, x in cache["layers"].items()},
+        "positions_BS": spread(cache["positions_BS"], "tokens", 0),
+        "segments_BS": spread(cache["segments_BS"], "tokens", 0),
+        "index": cache["index"],
+    }
+    return cache, spread(logits_PV, "tokens", 0), spread(lengths_P1, "tokens", 0)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "room", "vocab", "top_k"))
+def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
+    """(tokens (B, room), broken (B, 1)): -1 after a row's end; broken if its logits are not finite.
+
+    prefix: of `_left_padded`; rows: of `_rows`. One program reads the prompts and writes every
+    token, so that the cache never leaves it and is updated in place.
+    """
+    model = bind(module, params)
+    cache, logits_BV, lengths_B1 = _read(model, prefix, rows["prompt_B"], room)
+    keys_B2 = put(rows["keys_B2"], "tokens")
+    none_B1 = jnp.zeros_like(lengths_B1)
+
+    def choose_rows(logits_BV, keys_B2, position_B1, temperature, top_p):
+        logits_BV = logits_BV[:, :vocab]  # rows that only fill the table have no meaning
+        keys_B = jax.random.wrap_key_data(keys_B2, impl=GENERATOR)
+        keys_B = jax.vmap(jax.random.fold_in)(keys_B, position_B1[:, 0])
+        token_B1 = choose(logits_BV, keys_B, temperature, top_k, top_p)
+        return token_B1, ~jnp.isfinite(logits_BV).all(-1, keepdims=True)
+
+    # Each device chooses for its own rows, from whole rows: the same on every mesh.
+    choose_rows = local(choose_rows, ("tokens",) * 3 + (None, None), ("tokens", "tokens"))
+
+    def write(state, logits_BV):
+        n, ended_B1 = state["n"], state["ended_B1"]
+        token_B1, broken_B1 = choose_rows(
+            logits_BV, keys_B2, lengths_B1 + n, settings["temperature"], settings["top_p"]
+        )
+        token_B1 = jnp.where(ended_B1, -1, token_B1)
+        tokens_BN = jax.lax.dynamic_update_slice_in_dim(state["tokens_BN"], token_B1, n, 1)
+        return {
+            **state,
+            "n": n + 1,
+            "tokens_BN": tokens_BN,
+            "ended_B1": ended_B1 | (token_B1 == settings["end"]),
+            "broken_B1": broken_B1 & ~ended_B1,
+            "last_B1": token_B1,
+        }
+
+    def goes_on(state):
+        return (
+            (state["n"] < settings["num_tokens"])
+            & ~state["ended_B1"].all()
+            & ~state["broken_B1"].any()
+        )
+
+    def advance(state):
+        hidden_B1D, cache = model.hidden(
+            jnp.maximum(state["last_B1"], 0),
+            positions=lengths_B1 + state["n"] - 1,
+            segments=none_B1 + 1,
+            cache=state["cache"],
+        )
+        logits_BV = put(model.logits(hidden_B1D)[:, 0], "tokens")
+        return write({**state, "cache": cache}, logits_BV)
+
+    state = {
+        "n": jnp.zeros((), jnp.int32),
+        "tokens_BN": jnp.repeat(none_B1 - 1, room, 1),
+        "ended_B1": put(rows["unused_B1"], "tokens"),
+        "cache": cache,
+    }
+    state = jax.lax.while_loop(goes_on, advance, write(state, logits_BV))
+    return state["tokens_BN"], state["broken_B1"]
+
+
+def _sample(model, number, prompt, tokens_N, broken_1, end):
+    """The Sample that a row of `_write` is, of prompts[number]."""
+    if broken_1[0]:
+        raise RunError(
+            f"the logits after prompts[{number}] are not finite: the weights are damaged, or their "
+            "training diverged; take the checkpoint of an earlier step."
+        )
+    tokens = tokens_N[tokens_N >= 0].tolist()
+    ended = tokens[-1] == end
+    tokens = tokens[:-1] if ended else tokens
+    # Some tokenizers strip a space where a text begins.
+    before, whole = model.tokenizer.decode(prompt), model.tokenizer.decode([*prompt, *tokens])
+    starts = whole.startswith(before)
+    text = whole[len(before) :] if starts else model.tokenizer.decode(tokens)
+    return Sample(text, tokens, ended)
