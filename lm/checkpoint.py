@@ -235,15 +235,17 @@ class Checkpoints:
 
     def _prune(self, saved):
         """Delete what the config does not keep, and what is known to be damaged."""
-        losses = {}
+        config, losses = self._config, {}
+        assert config is not None, "opened for reading only"
         for step in self.steps():
             with contextlib.suppress(Damaged):
                 if step not in self._damaged:
                     metrics = _manifest(self.folder / str(step))["metrics"]
                     losses[step] = metrics.get("eval/loss", math.nan)
-        good, every = list(losses), self._config.keep_every_steps
-        ranked = sorted((step for step in good if math.isfinite(losses[step])), key=losses.get)
-        kept = {saved, *good[-self._config.keep_last :], *ranked[: self._config.keep_best]}
+        good, every = list(losses), config.keep_every_steps
+        finite = [step for step in good if math.isfinite(losses[step])]
+        ranked = sorted(finite, key=lambda step: losses[step])
+        kept = {saved, *good[-config.keep_last :], *ranked[: config.keep_best]}
         kept.update(step for step in good if every and step % every == 0)
         for step in self.steps():
             if step not in kept:

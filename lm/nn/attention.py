@@ -19,7 +19,7 @@ from flax import nnx
 from lm.errors import did_you_mean, require
 from lm.mesh import ACTIVATIONS, current_mesh, local, put
 from lm.nn.matmul import matmul
-from lm.nn.params import matrix_init, param, weight, zeros
+from lm.nn.params import biased, matrix_init, param, weight, zeros
 from lm.nn.positions import rotate
 
 BACKENDS = {}
@@ -52,7 +52,7 @@ class Visible:
     def mask(self):
         """Boolean (B or 1, T, S)."""
         mask = self.positions_BT[:, :, None] >= self.positions_BS[:, None, :]
-        if self.segments_BT is not None:
+        if self.segments_BT is not None and self.segments_BS is not None:
             mask &= self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
         return mask
 
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
         )
         y_BTD = matmul(out_BTNH, weight(self.output_NHD, dtype), "residual", contract=2)
         if config.attention_output_bias:
-            y_BTD = y_BTD + self.output_bias_D[...].astype(dtype)
+            y_BTD = biased(y_BTD, self.output_bias_D)
         return y_BTD, cache
 
     def _project(self, x_BTD):
@@ -154,9 +154,9 @@ class Attention(nnx.Module):
         k_BTKH = matmul(x_BTD, weight(self.key_DKH, dtype), kv_name)
         v_BTKH = matmul(x_BTD, weight(self.value_DKH, dtype), kv_name)
         if config.qkv_bias:
-            q_BTNH = q_BTNH + self.query_bias_NH[...].astype(dtype)
-            k_BTKH = k_BTKH + self.key_bias_KH[...].astype(dtype)
-            v_BTKH = v_BTKH + self.value_bias_KH[...].astype(dtype)
+            q_BTNH = biased(q_BTNH, self.query_bias_NH)
+            k_BTKH = biased(k_BTKH, self.key_bias_KH)
+            v_BTKH = biased(v_BTKH, self.value_bias_KH)
         if copies > 1:
             k_BTKH, v_BTKH = (put(jnp.repeat(x, copies, 2), "heads") for x in (k_BTKH, v_BTKH))
         return q_BTNH, k_BTKH, v_BTKH

@@ -172,7 +172,7 @@ class Transformer(nnx.Module):
             positions = jnp.arange(length)[None]
         x_BTD = self.embed(tokens_BT)
         if config.position == "learned":
-            x_BTD = x_BTD + put_rows(self.positions(positions))
+            x_BTD = (x_BTD + put_rows(self.positions(positions))).astype(x_BTD.dtype)
         elif config.position == "sinusoid":
             x_BTD = x_BTD + put_rows(sinusoid(positions, config.d_model).astype(x_BTD.dtype))
         if config.embedding_norm:

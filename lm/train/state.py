@@ -21,7 +21,7 @@ class TrainState:
     """
 
     step: jax.Array
-    params: dict
+    params: dict | None
     opt_state: tuple
     variables: dict
     key: jax.Array
