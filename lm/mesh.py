@@ -154,7 +154,7 @@ def _put(x, spec):
 def gathered(w):
     """A parameter at its use: gathered over fsdp, still divided over tensor."""
     mesh = current_mesh()
-    if mesh is None or mesh.shape["fsdp"] == 1:
+    if mesh is None:
         return w
     spec = jax.typeof(w).sharding.spec
     return _put(w, P(*(None if axis == "fsdp" else axis for axis in spec)))
