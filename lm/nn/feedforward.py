@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from lm.nn.matmul import matmul
-from lm.nn.params import matrix_init, param, weight, zeros
+from lm.nn.params import biased, matrix_init, param, weight, zeros
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -41,11 +41,11 @@ class FeedForward(nnx.Module):
         hidden_BTF = act(self._branch("gate", x_BTD)) * up_BTF if self.config.gated else act(up_BTF)
         y_BTD = matmul(hidden_BTF, weight(self.down_FD, x_BTD.dtype), "residual")
         if self.config.feedforward_bias:
-            y_BTD = y_BTD + self.down_bias_D[...].astype(x_BTD.dtype)
+            y_BTD = biased(y_BTD, self.down_bias_D)
         return y_BTD
 
     def _branch(self, name, x_BTD):
         h_BTF = matmul(x_BTD, weight(getattr(self, f"{name}_DF"), x_BTD.dtype), "hidden")
         if self.config.feedforward_bias:
-            h_BTF = h_BTF + getattr(self, f"{name}_bias_F")[...].astype(x_BTD.dtype)
+            h_BTF = biased(h_BTF, getattr(self, f"{name}_bias_F"))
         return h_BTF

@@ -20,10 +20,14 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens_BT):
         """(B, T, D) in the compute dtype."""
-        table_VD = weight(self.table_VD, self.config.compute_dtype)
+        # Rounded after the look-up, so that the gradient of a frequent token is summed as precisely
+        # as the table is kept.
+        table_VD = weight(self.table_VD, self.config.param_dtype)
         if current_mesh() is None:
-            return table_VD[tokens_BT]
-        return table_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS["residual"])
+            x_BTD = table_VD[tokens_BT]
+        else:
+            x_BTD = table_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS["residual"])
+        return x_BTD.astype(self.config.compute_dtype)
 
     def logits(self, hidden_BTD):
         return _logits(hidden_BTD, weight(self.table_VD, hidden_BTD.dtype).T)

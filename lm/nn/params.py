@@ -41,6 +41,13 @@ def weight(variable, dtype):
     return gathered(variable[...].astype(dtype))
 
 
+def biased(y, variable):
+    """y plus a bias, added in the bias's precision, in which its gradient, a sum over all tokens,
+    is then summed too: in bfloat16 it would stop growing.
+    """
+    return (y + variable[...]).astype(y.dtype)
+
+
 def descriptions(module):
     """{path: description} of every parameter, path a tuple of names."""
     return dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))

@@ -20,7 +20,8 @@ class LearnedPositions(nnx.Module):
         self.table_PD = param((rows, width), ("positions", "model"), init, config.param_dtype)
 
     def __call__(self, positions_BT):
-        table_PD = weight(self.table_PD, self.config.compute_dtype)
+        """(B or 1, T, D) in the parameters' precision, in which the gradient's sum over B is too."""
+        table_PD = weight(self.table_PD, self.config.param_dtype)
         if current_mesh() is None or positions_BT.shape[0] == 1:  # one row serves the whole batch
             return table_PD[positions_BT]
         return table_PD.at[positions_BT].get(out_sharding=ACTIVATIONS["residual"])
