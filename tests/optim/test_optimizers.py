@@ -1,4 +1,4 @@
-"""AdamW against its paper's algorithm 2 in NumPy, with the decay masks and clipping of the field."""
+"""AdamW against algorithm 2 of its paper in NumPy, with decay masks and clipping."""
 
 import dataclasses
 
