@@ -28,6 +28,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 def train(argv):
     arguments = flags.parse(argv)
+    require(arguments.workdir, "--workdir= is empty; name a folder.")
     resolve(arguments.config, tokenizer_size=1)  # what is wrong without any text is said at once
     workdir = Path(arguments.workdir)
     xla_flags = os.environ.get("XLA_FLAGS", "")
@@ -51,11 +52,11 @@ def open_run(workdir, keys):
     data = open_data(without_text.data, tokenizer=load(workdir) if saved else None)
     config = resolve(keys, data.tokenizer.size)
     changed = differences(saved, content(data, config)) if saved else {}
-    text = changed.pop("data_key", None) and "the text it was trained on"
+    text = changed.pop("data_key", None) and "the text and tokenizer.json it was trained with"
     told = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items()]
     undo = " ".join(f"--config.{key}={old}" for key, (old, _) in changed.items())
     if text:
-        told, undo = [*told, f"{text} has changed"], " and ".join(filter(None, (undo, text)))
+        told, undo = [*told, f"{text} have changed"], " and ".join(filter(None, (undo, text)))
     require(
         not told,
         f"{workdir} holds a run with another result: {'; '.join(told)}. Resume it with {undo}, or "
@@ -127,7 +128,6 @@ def run(workdir, data, config):
         if restored:
             print(f"resumed from {workdir / 'checkpoints' / str(restored[0])}", flush=True)
         first = int(state.step)
-        write_start(workdir, data, config)
         make = functools.partial(
             place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
         )
@@ -139,6 +139,7 @@ def run(workdir, data, config):
             closing(Profiler(workdir, metrics.profile_start, metrics.profile_stop)) as profiler,
             closing(prefetch(make, range(first, num_steps), config.data.prefetch)) as stream,
         ):
+            write_start(workdir, data, config)
             hooks = Hooks(
                 log=logger(config, mesh, first, writer, progress),
                 evaluate=evaluate,

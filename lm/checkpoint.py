@@ -305,6 +305,16 @@ def _orbax():
 
     folder = f"{os.sep}orbax{os.sep}"
     logging.getLogger("absl").addFilter(lambda record: folder not in record.pathname)
+    # Of a save that fails, the first array's error is raised. The others' are not awaited, and
+    # tensorstore tells them to a loop that Orbax has closed: asyncio and Python would print them.
+    logging.getLogger("asyncio").addFilter(lambda record: folder not in record.getMessage())
+    show = sys.unraisablehook
+
+    def show_others(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
     return orbax.checkpoint
 
 
@@ -367,7 +377,7 @@ def _crc32_of_json(content):
 def _reason(error):
     """Why; of what the operating system said, without the calls tensorstore tells before it."""
     text = getattr(error, "strerror", None) or str(error)
-    return text.rsplit(": ", 1)[-1] if "os_error_code" in text else text
+    return text.rsplit(": ", 1)[-1].split(" [")[0] if "os_error_code" in text else text
 
 
 def _check_fit(path, entries, targets, partial):

@@ -36,7 +36,7 @@ ACTIVATIONS = {
     "residual": P(BATCH, None, None),  # BTD
     "heads": P(BATCH, None, "tensor", None),  # BTNH and BSKH
     "copied_heads": P(BATCH, None, None, None),  # BTKH of fewer key heads than tensor devices
-    "layer_heads": P(None, BATCH, None, "tensor", None),  # LBSKH: the cache
+    "layer_heads": P(None, BATCH, "tensor", None, None),  # LBKSH: the cache
     "scores": P(BATCH, "tensor", None, None),  # BNTS
     "hidden": P(BATCH, None, "tensor"),  # BTF
     "logits": P(BATCH, None, "tensor"),  # BTV

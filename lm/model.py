@@ -65,7 +65,8 @@ class LanguageModel:
         try:
             values = np.asarray(values)
         except ValueError:
-            raise UserError(f"{name} are rows of unequal length; pad them, and give segments.")
+            told = f"{name} are rows of unequal length; pad them, and give segments."
+            raise UserError(told) from None
         require(
             values.ndim == 2 and values.size and np.issubdtype(values.dtype, np.integer),
             f"{name} of shape {values.shape} and dtype {values.dtype} must be integers (B, T), "
@@ -149,10 +150,11 @@ def _load_run(workdir, keys, step, mesh, compute_dtype):
     except UserError as error:
         raise UserError(f"{workdir / 'config.json'}, section model: {error}") from None
     module, template = skeleton(config, mesh)
+    tokenizer = tokenizers.load(workdir)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         restored = checkpoints.restore({"params": template}, step, partial=True)
     require(restored, f"{workdir} has no checkpoint yet; train it for longer.")
-    return LanguageModel(config, module, restored[1]["params"], tokenizers.load(workdir), mesh)
+    return LanguageModel(config, module, restored[1]["params"], tokenizer, mesh)
 
 
 def _mesh(sizes):

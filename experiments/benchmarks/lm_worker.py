@@ -5,6 +5,7 @@ import sys
 import numpy as np
 
 from experiments.benchmarks import worker
+from lm.cluster.memory import keep_freed_memory
 
 
 def config_of(size):
@@ -21,6 +22,7 @@ def config_of(size):
 
 def main(size):
     worker.keep_to_threads()
+    keep_freed_memory()
     import jax
 
     from lm.mesh import make_mesh, sharding

@@ -148,7 +148,10 @@ def load(path):
         isinstance(keys.get("model"), dict),
         f"{path} is not a tokenizer.json: it names no kind that we know, and no model.",
     )
-    return LibraryTokenizer(definition)
+    try:
+        return LibraryTokenizer(definition)
+    except Exception as error:  # the library raises no narrower one
+        raise UserError(f"{path} is not a tokenizer.json that we can read: {error}.") from error
 
 
 def find(name):

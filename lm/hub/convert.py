@@ -61,9 +61,7 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000):
     )
 
     def fetch(name):
-        slot = slots[name]
-        pieces = [part.to_tensor(_fetch(params, part)) for part in slot.parts]
-        return np.concatenate(pieces, slot.joined)
+        return slots[name].join(_fetch(params, part) for part in slots[name].parts)
 
     dtype = model.config.param_dtype
     end = None if model.tokenizer is None else model.tokenizer.end_of_text
@@ -107,8 +105,8 @@ def _read_family(path):
     content = read_json(path)
     kind, architectures = content.get("model_type"), content.get("architectures")
     for family in FAMILIES.values():
-        named = architectures == [family.architecture]
-        if kind == family.model_type and (named or not architectures) or (named and kind is None):
+        wanted = family.model_type, [family.architecture]
+        if (kind or wanted[0], architectures or wanted[1]) == wanted and (kind or architectures):
             return family, content
     known = ", ".join(family.architecture for family in FAMILIES.values())
     raise UserError(
@@ -121,10 +119,9 @@ def _check(folder, family, content, files, compute_dtype):
     """(TransformerConfig, [(Slot, its name in the files)]), every name, shape and dtype checked."""
     names = _parameter_names(folder, family, files)
     path = folder / "config.json"
+    dtypes = {"param_dtype": _dtype(files, names), "compute_dtype": compute_dtype}
     try:
-        keys = tables.read_keys(family, content)
-        keys |= {"param_dtype": _dtype(folder, files, names), "compute_dtype": compute_dtype}
-        config = build(TransformerConfig, keys)
+        config = build(TransformerConfig, {**tables.read_keys(family, content), **dtypes})
         limits = tables.broken_limits(family, config)
         require(not limits, f"{'; '.join(limits)}.")
         few = config.num_layers > len(names)
@@ -165,14 +162,11 @@ def _parameter_names(folder, family, files):
     return names
 
 
-def _dtype(folder, files, names):
+def _dtype(files, names):
     """The narrowest dtype that holds all parameters of the files."""
     found = {files.dtype(name): name for name in names.values()}
     for dtype, name in found.items():
-        require(
-            dtype in DTYPES,
-            f"{name} is of dtype {dtype}, which lm does not train in; it reads {', '.join(DTYPES)}.",
-        )
+        require(dtype in DTYPES, f"{name} is of dtype {dtype}; lm reads {', '.join(DTYPES)}.")
     return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))
 
 
@@ -238,11 +232,22 @@ def _set_layer(stack, layer, number):
 def _fetch(params, part):
     """A Part of the parameters {name: array} as a numpy array, from all devices."""
     array = params[part.parameter]
-    host = np.empty(part.shape, array.dtype)
+    host = None
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
-            host[shard.index[len(part.index) :]] = np.asarray(shard.data[part.index])
+            piece = np.asarray(shard.data[part.index] if part.index else shard.data)
+            if piece.shape == part.shape:
+                return piece
+            host = np.empty(part.shape, array.dtype) if host is None else host
+            host[shard.index[len(part.index) :]] = piece
     return host
+
+
+def _same_bits(one, two):
+    """Whether two arrays of one dtype hold the same, not-a-number and signs of zero too."""
+    one, two = (np.ascontiguousarray(array) for array in (one, two))
+    words = f"uint{8 * one.itemsize}"
+    return np.array_equal(one.view(words), two.view(words))
 
 
 def _verify(model, folder):
@@ -252,8 +257,7 @@ def _verify(model, folder):
     with TensorFiles(folder) as files:
         _, reads = _check(folder, family, content, files, model.config.compute_dtype)
         for part, piece in _pieces(files, reads):
-            same = piece.tobytes() == _fetch(params, part).tobytes()
-            if not same:
+            if not _same_bits(piece, _fetch(params, part)):
                 raise RunError(f"{part.parameter} is not in {folder} as it was written there.")
 
 

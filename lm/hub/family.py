@@ -12,6 +12,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from lm.config import flatten
 from lm.errors import require, require_in
 from lm.nn.config import TransformerConfig
@@ -22,6 +24,7 @@ STANDARD = {
     "final_norm": True,
     "embedding_norm": False,
     "parallel_block": False,
+    "attention_backend": "plain",  # another may be another function
 }
 # Keys on which no logit of a trained model depends: an export may lose them.
 FREE = {
@@ -32,7 +35,6 @@ FREE = {
     "embedding_dropout": 0.0,
     "attention_dropout": 0.0,
     "residual_dropout": 0.0,
-    "attention_backend": "plain",
     "scan_layers": True,
     "remat": "none",
 }
@@ -49,6 +51,12 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 
+KINDS = {
+    int: "a whole number, 1 or more",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a text",
+}
 TYPES = typing.get_type_hints(TransformerConfig)
 
 
@@ -67,23 +75,22 @@ class Key:
     default: Any
     values: dict | None = None
 
-    def names(self):
+    def their_names(self):
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
-    def keys(self):
+    def our_names(self):
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     def read(self, flat, model):
         """Our value. flat: config.json with dotted names; model: our keys so far."""
-        given = [(name, flat[name]) for name in self.names() if flat.get(name) is not None]
+        given = [(name, flat[name]) for name in self.their_names() if flat.get(name) is not None]
         if not given:
             return self.default(model) if callable(self.default) else self.default
-        (name, value), kind = given[0], TYPES[self.keys()[0]]
+        (name, value), kind = given[0], TYPES[self.our_names()[0]]
         value = float(value) if kind is float and type(value) is int else value
-        require(
-            type(value) is kind and (kind is not int or value >= 1),
-            f"{name}={value!r} must be of type {kind.__name__}{' and 1 or more' * (kind is int)}.",
-        )
+        fits = type(value) is kind and (kind is not int or value >= 1)
+        fits = fits and (kind is not float or math.isfinite(value))
+        require(fits, f"{name}={value!r} must be {KINDS[kind]}.")
         if self.values is None:
             return value
         require_in(name, value, self.values)
@@ -115,12 +122,14 @@ class Tensor:
 class Family:
     """The table of a family.
 
-    model_type, architecture: what config.json calls it. always: keys of TransformerConfig that all
-    its models share, each a value or a function of the other keys; over STANDARD. required: keys of
-    config.json that change what is computed and must have this value, or be absent. limits:
-    {what transformers asks besides: its test of a TransformerConfig}. prefix: begins the names of
-    tensors in some folders and not in others. ignored: tensors that are no parameters, as a regular
-    expression for names with the prefix.
+    model_type, architecture: what config.json calls it.
+    always: keys of TransformerConfig that all its models share, over STANDARD; each a value or a
+    function of the other keys.
+    required: keys of config.json that change what is computed, with the only value that lm has,
+    which is what their absence means too.
+    limits: what transformers asks besides, a sentence with {keys} of TransformerConfig: its test.
+    prefix: what begins the names of tensors in some folders and not in others.
+    ignored: tensors that are no parameters, a regular expression for names with the prefix.
     """
 
     model_type: str
@@ -140,19 +149,20 @@ def read_keys(family, content):
     Raises UserError, naming the key of config.json, for what is wrong or lm does not have.
     """
     flat, required = flatten(content), {**REFUSED, **family.required}
-    named = {name for key in family.keys for name in key.names()}
+    named = {name for key in family.keys for name in key.their_names()}
     objects = {name.split(".")[0] for name in required}
     for name, value in flat.items():
         # A member that no table names may mean anything.
         known = name in named or name.split(".")[0] not in objects
+        only = required.get(name)
+        remedy = f"out {name}" if only is None else f" {name}={json.dumps(only)}"
         require(
-            known or value is None or value == required.get(name),
-            f"{name}={value!r} asks for what lm does not have; of a {family.model_type} it has "
-            f"{name}={json.dumps(required.get(name))} only.",
+            known or value is None or value == only,
+            f"lm has no {family.model_type} with {name}={value!r}, only with{remedy}.",
         )
     model = {}
     for key in family.keys:
-        model.update(dict.fromkeys(key.keys(), key.read(flat, model)))
+        model.update(dict.fromkeys(key.our_names(), key.read(flat, model)))
     fixed = {**STANDARD, **family.always}
     fixed = {ours: fix(model) if callable(fix) else fix for ours, fix in fixed.items()}
     return {**FREE, **fixed, **model}
@@ -162,9 +172,10 @@ def write_keys(family, config):
     """The content of config.json for a TransformerConfig, as far as the family can express it."""
     flat = {}
     for key in family.keys:
-        value = key.write(getattr(config, key.keys()[0]))
-        flat.update(dict.fromkeys(key.names(), value))
-    content = {"architectures": [family.architecture], "model_type": family.model_type}
+        value = key.write(getattr(config, key.our_names()[0]))
+        flat.update(dict.fromkeys(key.their_names(), value))
+    content: dict[str, Any] = {"architectures": [family.architecture]}
+    content["model_type"] = family.model_type
     for name, value in flat.items():
         *parents, last = name.split(".")
         node = content
@@ -177,7 +188,7 @@ def write_keys(family, config):
 def obstacles(family, config):
     """Why the family cannot express a TransformerConfig, as a list of phrases; empty if it can."""
     back = read_keys(family, write_keys(family, config))
-    named = {ours for key in family.keys for ours in key.keys()}
+    named = {ours for key in family.keys for ours in key.our_names()}
     return [
         f"model.{ours}={getattr(config, ours)!r} would become {value!r}"
         for ours, value in back.items()
@@ -186,7 +197,9 @@ def obstacles(family, config):
 
 
 def broken_limits(family, config):
-    return [limit for limit, holds in family.limits.items() if not holds(config)]
+    """What transformers would refuse in the config, as a list of phrases."""
+    values = dataclasses.asdict(config)
+    return [text.format(**values) for text, holds in family.limits.items() if not holds(config)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +246,11 @@ class Slot:
         joined = list(shapes[0])
         joined[self.joined] = sum(shape[self.joined] for shape in shapes)
         return tuple(joined)
+
+    def join(self, arrays):
+        """The whole tensor from the arrays of its parts; of a single one a view, if possible."""
+        tensors = [part.to_tensor(array) for part, array in zip(self.parts, arrays, strict=True)]
+        return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, self.joined)
 
     def split(self, tensor):
         """[(part, its array)] of the whole tensor, as views."""

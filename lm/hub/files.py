@@ -46,7 +46,7 @@ class TensorFiles:
         with contextlib.ExitStack() as stack:  # closes what is open if the next file is bad
             for path in _tensor_paths(folder):
                 file = stack.enter_context(_opened(path))
-                for name in file.keys():
+                for name in file.offset_keys():
                     require(name not in self._file_of, f"{path} holds {name!r} a second time.")
                     self._file_of[name] = file
             self._stack = stack.pop_all()

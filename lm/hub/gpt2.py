@@ -44,7 +44,9 @@ GPT2 = Family(
         "add_cross_attention": False,
     },
     limits={
-        "n_head must divide n_embd": lambda c: c.d_model % c.num_heads == 0,
+        "n_head={num_heads} must divide n_embd={d_model}": lambda config: (
+            config.d_model % config.num_heads == 0
+        ),
     },
     tensors=(
         Tensor("transformer.wte.weight", {"embed/table_VD": "V,D"}),

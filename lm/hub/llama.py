@@ -1,7 +1,7 @@
-"""Llama 1 to 3 (arXiv:2302.13971, 2307.09288, 2407.21783) as Hugging Face keeps it: LlamaForCausalLM.
+"""Llama 1 to 3 as Hugging Face keeps it: LlamaForCausalLM.
 
-Its matrices are Linear's, (out, in), and heads are rotated in halves, as ours are. Meta's own files
-rotate neighbours: they are another format.
+arXiv:2302.13971, 2307.09288 and 2407.21783. Its matrices are Linear's, (out, in), and heads are
+rotated in halves, as ours are. Meta's own files rotate neighbours: they are another format.
 """
 
 from lm.hub.family import ACTIVATIONS, Family, Key, Tensor
@@ -37,7 +37,9 @@ LLAMA = Family(
         "rope_scaling": None,
     },
     limits={
-        "num_attention_heads must divide hidden_size": lambda c: c.d_model % c.num_heads == 0,
+        "num_attention_heads={num_heads} must divide hidden_size={d_model}": lambda config: (
+            config.d_model % config.num_heads == 0
+        ),
     },
     tensors=(
         Tensor("model.embed_tokens.weight", {"embed/table_VD": "V,D"}),

@@ -112,7 +112,7 @@ class Attention(nnx.Module):
             self.output_bias_D = param((D,), ("norm",), zeros, config.param_dtype)
 
     def __call__(self, x_BTD, context, cache=None, key=None):
-        """(B, T, D) and the updated cache.
+        """(B, T, D) and the updated cache, which is that of all layers.
 
         context: a transformer.Context; key: for dropout, None: off.
         """
@@ -123,24 +123,22 @@ class Attention(nnx.Module):
         keep_BNTS = None
         if key is not None and config.attention_dropout:
             B, T, N, _ = q_BTNH.shape
-            S = T if cache is None else cache["key_BSKH"].shape[1]
+            S = T if cache is None else cache["key_LBKSH"].shape[3]
             keep_BNTS = keep_mask(key, (B, N, T, S), config.attention_dropout, "scores", dtype)
         function, scale = BACKENDS[config.attention_backend], config.head_width**-0.5
 
-        def attend(q, k, v, keep, visible, cache, index):
+        def attend(q, k, v, keep, visible, cache, place):
             if cache is not None:
-                k = jax.lax.dynamic_update_slice_in_dim(cache["key_BSKH"], k, index, 1)
-                v = jax.lax.dynamic_update_slice_in_dim(cache["value_BSKH"], v, index, 1)
-                cache = {"key_BSKH": k, "value_BSKH": v}
+                k, key_LBKSH = written(cache["key_LBKSH"], k, place)
+                v, value_LBKSH = written(cache["value_LBKSH"], v, place)
+                cache = {"key_LBKSH": key_LBKSH, "value_LBKSH": value_LBKSH}
             return function(q, k, v, visible, scale=scale, keep_BNTS=keep), cache
 
         rows = "tokens" if context.visible.positions_BT.shape[0] > 1 else None
-        run = local(
-            attend, ("heads", "heads", "heads", "scores", rows, "heads", None), ("heads", "heads")
-        )
-        out_BTNH, cache = run(
-            q_BTNH, k_BTKH, v_BTKH, keep_BNTS, context.visible, cache, context.index
-        )
+        names = ("heads", "heads", "heads", "scores", rows, "layer_heads", None)
+        run = local(attend, names, ("heads", "layer_heads"))
+        place = context.layer, context.index
+        out_BTNH, cache = run(q_BTNH, k_BTKH, v_BTKH, keep_BNTS, context.visible, cache, place)
         y_BTD = matmul(out_BTNH, weight(self.output_NHD, dtype), "residual", contract=2)
         if config.attention_output_bias:
             y_BTD = biased(y_BTD, self.output_bias_D)
@@ -160,6 +158,18 @@ class Attention(nnx.Module):
         if copies > 1:
             k_BTKH, v_BTKH = (put(jnp.repeat(x, copies, 2), "heads") for x in (k_BTKH, v_BTKH))
         return q_BTNH, k_BTKH, v_BTKH
+
+
+def written(cache_LBKSH, x_BTKH, place):
+    """(all keys or values of a layer (B, S, K, H), the cache), with x written at (layer, index).
+
+    The cache is written in place, and what is read of it is a view: S by H matrices, as products
+    need them. A loop over layers that took and gave each layer's part would copy all of it.
+    """
+    layer, index = place
+    x_LBKSH = x_BTKH.swapaxes(1, 2)[None]
+    cache_LBKSH = jax.lax.dynamic_update_slice(cache_LBKSH, x_LBKSH, (layer, 0, 0, index, 0))
+    return cache_LBKSH[layer].swapaxes(1, 2), cache_LBKSH
 
 
 def kv_copies(config):

@@ -29,12 +29,14 @@ PLACEMENTS = {
 class Context:
     """What every layer shares:
 
-    who sees whom, the rotations of this batch, and where the cache is written.
+    who sees whom, the rotations of this batch, and where the cache is written: the index of its
+    next token and, set for each, the number of the layer.
     """
 
     visible: Visible
     rotation: tuple | None = None
     index: jax.Array | None = None
+    layer: jax.Array | None = None
 
 
 class Block(nnx.Module):
@@ -51,7 +53,7 @@ class Block(nnx.Module):
                 setattr(self, f"feedforward_{suffix}", Norm(config))
 
     def __call__(self, x_BTD, context, cache=None, key=None):
-        """(B, T, D) and this layer's cache."""
+        """(B, T, D) and the updated cache."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         h_BTD = self._norm("attention_norm", x_BTD)
         a_BTD, cache = self.attention(h_BTD, context, cache, keys[0])
@@ -82,22 +84,19 @@ def run_layers(layers, x_BTD, context, cache=None, key=None):
     config = layers.config
     graph, params = nnx.split(layers)
 
-    def layer(x_BTD, xs):
-        number, params, cache = xs
+    def layer(carry, xs):
+        (x_BTD, cache), (number, params) = carry, xs
         layer_key = None if key is None else jax.random.fold_in(key, number)
-        return nnx.merge(graph, params)(x_BTD, context, cache, layer_key)
+        here = dataclasses.replace(context, layer=number)
+        return nnx.merge(graph, params)(x_BTD, here, cache, layer_key), None
 
     layer = rematerialised(layer, config)
-    xs = (jnp.arange(config.num_layers), params, cache)
+    carry, xs = (x_BTD, cache), (jnp.arange(config.num_layers), params)
     if config.scan_layers:
-        return jax.lax.scan(layer, x_BTD, xs)
-    caches = []
+        return jax.lax.scan(layer, carry, xs)[0]
     for layer_xs in unstacked(xs, config.num_layers):
-        x_BTD, layer_cache = layer(x_BTD, layer_xs)
-        caches.append(layer_cache)
-    return x_BTD, None if cache is None else jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *caches
-    )
+        carry, _ = layer(carry, layer_xs)
+    return carry
 
 
 def unstacked(tree, num_layers):
@@ -233,12 +232,12 @@ def dropout(x_BTD, key, rate):
 def empty_cache(config, batch, length):
     """The cache of `length` tokens for `batch` rows: plain arrays, carried by whoever decodes.
 
-    key_BSKH and value_BSKH (L, B, S, K, H) in the compute dtype; positions and segments (B, S);
-    segment 0 is empty.
+    key_LBKSH and value_LBKSH in the compute dtype; positions and segments (B, S); segment 0 is
+    empty.
     """
     heads = config.num_kv_heads * kv_copies(config)
-    shape = (config.num_layers, batch, length, heads, config.head_width)
-    layers = {name: jnp.zeros(shape, config.compute_dtype) for name in ("key_BSKH", "value_BSKH")}
+    shape = (config.num_layers, batch, heads, length, config.head_width)
+    layers = {name: jnp.zeros(shape, config.compute_dtype) for name in ("key_LBKSH", "value_LBKSH")}
     rows = {name: jnp.zeros((batch, length), jnp.int32) for name in ("positions_BS", "segments_BS")}
     rows = jax.tree.map(lambda x: put(x, "tokens"), rows)
     layers = jax.tree.map(lambda x: put(x, "layer_heads"), layers)

@@ -131,7 +131,7 @@ def _encoded(model, number, prompt):
         f"prompts[{number}]={prompt!r} is neither a text nor a list of one or more tokens.",
     )
     require(
-        0 <= tokens.min() and tokens.max() < vocab,
+        tokens.min() >= 0 and tokens.max() < vocab,
         f"prompts[{number}] has tokens from {tokens.min()} to {tokens.max()}; those of the "
         f"tokenizer are 0 to {vocab - 1}.",
     )
@@ -162,7 +162,8 @@ def _shards(mesh):
 
 
 def _left_padded(prompts, shards):
-    """Prompts as rows that end together: int32 (P, T), P a multiple of shards. Segment 0 is padding.
+    """Prompts as rows that end together: int32 (P, T), P a multiple of shards. Segment 0 is
+    padding.
 
     Every row then writes the same place of its cache.
     """
@@ -186,16 +187,22 @@ def _rows(num_prompts, num_samples, shards, seed):
     used = num_prompts * num_samples
     row_B = np.arange(-(-used // shards) * shards)
     prompt_B, sample_B = row_B % used // num_samples, row_B % num_samples
+    return {
+        "prompt_B": None if num_samples == 1 else prompt_B,
+        "keys_B2": np.asarray(_keys(np.uint32(seed), prompt_B, sample_B)),
+        "unused_B1": row_B[:, None] >= used,
+    }
+
+
+@jax.jit
+def _keys(seed, prompt_B, sample_B):
+    """What the randomness of each row derives from: uint32 (B, 2)."""
 
     def key(prompt, sample):
         root = jax.random.key(seed, impl=GENERATOR)
         return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(root, prompt), sample))
 
-    return {
-        "prompt_B": None if num_samples == 1 else prompt_B,
-        "keys_B2": np.asarray(jax.jit(jax.vmap(key))(prompt_B, sample_B)),
-        "unused_B1": row_B[:, None] >= used,
-    }
+    return jax.vmap(key)(prompt_B, sample_B)
 
 
 def _read(model, prefix, prompt_B, room):

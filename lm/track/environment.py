@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lm.errors import UserError
+from lm.errors import UserError, require
 
 PACKAGES = ("lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 VARIABLES = re.compile("(CUDA|JAX|LIBTPU|LM|NCCL|OMP|SLURM|TPU|XLA)_")
@@ -48,12 +48,11 @@ def environment():
 def write_environment(workdir):
     """Add this start to the list in workdir/environment.json; returns what was added."""
     path = Path(workdir) / "environment.json"
-    starts = []
-    if path.exists():
-        try:
-            starts = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); move it away.") from error
+    try:
+        starts = json.loads(path.read_text()) if path.exists() else []
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); move it away.") from error
+    require(isinstance(starts, list), f"{path} is not a list of starts; move it away.")
     starts.append(environment())
     half = path.with_name(f"{path.name}.half")
     half.write_text(json.dumps(starts, indent=2) + "\n")

@@ -1,0 +1,317 @@
+"""What is composed with what, and the comparison of one row with the one-device reference.
+
+To put a new switch under test, add its values to FACTORS, and to RULES what it refuses.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import zlib
+from unittest import mock
+
+import jax
+import numpy as np
+import optax
+
+from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
+from lm.nn.params import abstract_parameters
+from lm.nn.transformer import Transformer
+from lm.optim.optimizers import optimizer
+from lm.train.state import abstract_state
+from lm.train.step import make_train_step
+from tests.composition.covering import covering_rows, pairs
+from tests.nn import my_attention  # noqa: F401, registers the backend "sigmoid"
+from tests.nn.tiny import TINY, tiny
+
+SEED = 2
+
+# A tiny model with which every mesh below is possible. The large eps makes an update proportional
+# to the clipped gradient, so that it shows errors as plainly as the gradient does, and the learning
+# rate makes it as large as the parameter, so that it does not drown in the parameter's rounding.
+SMALL = {
+    "data.batch_size": 32,
+    "optim.peak_lr": 100.0,
+    "optim.weight_decay": 1e-3,
+    "optim.warmup_steps": 0,
+    "optim.eps": 1.0,
+}
+
+
+def _values(key, *values):
+    """The factor of one key of the configuration."""
+    return {str(value): {key: value} for value in values}
+
+
+def _mesh(data, fsdp, tensor):
+    return {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+
+
+def _biases(qkv, output, feedforward):
+    keys = ("qkv_bias", "attention_output_bias", "feedforward_bias")
+    return {f"model.{key}": on for key, on in zip(keys, (qkv, output, feedforward), strict=True)}
+
+
+def _dropout(rate):
+    kinds = ("embedding", "attention", "residual")
+    return {f"model.{kind}_dropout": rate for kind in kinds}
+
+
+MESHES = (
+    *((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 1, 2)),
+    *((2, 2, 2), (1, 2, 4), (2, 1, 4), (4, 2, 1), (1, 4, 2)),
+)
+
+# {factor: {value: the keys that it sets}}
+FACTORS = {
+    "mesh": {"x".join(map(str, shape)): _mesh(*shape) for shape in MESHES},
+    "dtype": {
+        "float64": {"model.param_dtype": "float64", "model.compute_dtype": "float64"},
+        "float32": {"model.param_dtype": "float32", "model.compute_dtype": "float32"},
+        "bfloat16": {"model.param_dtype": "float32", "model.compute_dtype": "bfloat16"},
+    },
+    "backend": _values("model.attention_backend", "plain", "sigmoid"),
+    "heads": {
+        f"{heads}/{kv}": {"model.num_heads": heads, "model.num_kv_heads": kv}
+        for heads, kv in ((8, 8), (8, 2), (4, 1), (6, 3))
+    },
+    "rows": {"stream": {}, "documents": {}, "padded": {}},
+    "accumulation": _values("train.accumulation_steps", 1, 2, 4),
+    "scan": _values("model.scan_layers", True, False),
+    "remat": _values("model.remat", "none", "dots", "full"),
+    "norm": _values("model.norm", "layer_norm", "rms_norm"),
+    "norm_bias": _values("model.norm_bias", True, False),
+    "placement": _values("model.norm_placement", "pre", "post", "sandwich", "output"),
+    "final_norm": _values("model.final_norm", True, False),
+    "embedding_norm": _values("model.embedding_norm", True, False),
+    "parallel_block": _values("model.parallel_block", True, False),
+    "position": _values("model.position", "learned", "sinusoid", "rope", "none"),
+    "activation": _values("model.activation", "gelu", "gelu_tanh", "relu", "silu"),
+    "gated": _values("model.gated", True, False),
+    "biases": {
+        "all": _biases(True, True, True),
+        "qkv": _biases(True, False, False),
+        "none": _biases(False, False, False),
+    },
+    "tied": _values("model.tied_embedding", True, False),
+    "vocabulary": _values("model.vocab_size", 40, 36),
+    "chunk": _values("objective.logits_chunk", 0, 4, 3),
+    "loss": {
+        "plain": {},
+        "smoothed": {"objective.label_smoothing": 0.1, "objective.z_loss": 1e-2},
+    },
+    "dropout": {"off": _dropout(0.0), "on": _dropout(0.1)},
+    "clip": _values("optim.clip_norm", 0.0, 0.05),
+}
+
+
+def _heads_refused(keys):
+    heads, kv, tensor = keys["model.num_heads"], keys["model.num_kv_heads"], keys["mesh.tensor"]
+    return heads % tensor or (kv % tensor and tensor % kv)
+
+
+# What must be refused: the factors that decide it, and when, given the keys that they set.
+RULES = (
+    (("mesh", "heads"), _heads_refused),
+    (("mesh", "vocabulary"), lambda keys: keys["model.vocab_size"] % keys["mesh.tensor"]),
+    (
+        ("parallel_block", "placement"),
+        lambda keys: keys["model.parallel_block"] and keys["model.norm_placement"] != "pre",
+    ),
+    (
+        ("chunk",),
+        lambda keys: (
+            keys["objective.logits_chunk"]
+            and TINY["data.sequence_length"] % keys["objective.logits_chunk"]
+        ),
+    ),
+)
+
+# Largest error. Of a loss relative; of a parameter's gradient or update max|a - b| over max|b|, or
+# over 1e-3 of the model's largest entry where that is more: some true gradients are zero (key
+# biases). Low precisions are compared with float64 as well, so theirs is what rounding does.
+TOLERANCE = {"float64": 1e-9, "float32": 2e-5, "bfloat16": 0.5}
+
+# Most of a row's time is compilation; what LLVM makes of it is not what is under test.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def settings(row):
+    return {key: value for name in row for key, value in FACTORS[name][row[name]].items()}
+
+
+def allowed(row):
+    """False where no rule's factors are all in the partial row and refuse it."""
+    return not any(
+        rule(settings({name: row[name] for name in names}))
+        for names, rule in RULES
+        if all(name in row for name in names)
+    )
+
+
+def wanted():
+    """Every pair of values. Those that are not about precision have to occur in float64."""
+    for pair in pairs({name: tuple(values) for name, values in FACTORS.items()}):
+        yield pair if "dtype" in pair else {**pair, "dtype": "float64"}
+
+
+def rows():
+    """The rows that have to equal the reference, in an order drawn from SEED."""
+    factors = {name: tuple(values) for name, values in FACTORS.items()}
+    found = covering_rows(factors, list(wanted()), allowed, SEED)
+    order = np.random.default_rng(SEED).permutation(len(found))
+    return [found[number] for number in order]
+
+
+def refused_rows(supported):
+    """For each combination that a rule refuses, a row that has it and is else as one of those
+    supported.
+    """
+    bad = [pair for names, _ in RULES for pair in _combinations(names) if not allowed(pair)]
+    return [{**supported[number % len(supported)], **pair} for number, pair in enumerate(bad)]
+
+
+def _combinations(names):
+    combinations = [{}]
+    for name in names:
+        combinations = [{**row, name: value} for row in combinations for value in FACTORS[name]]
+    return combinations
+
+
+def config_of(row):
+    return tiny({**SMALL, **settings(row)})
+
+
+def reference_of(config):
+    """The same model in float64 on one device: unrolled, in one part, its logits at once, nothing
+    recomputed.
+
+    With dropout the number of parts stays: each part draws a mask of its own.
+    """
+    model = dataclasses.replace(
+        config.model,
+        param_dtype="float64",
+        compute_dtype="float64",
+        scan_layers=False,
+        remat="none",
+    )
+    parts = config.train.accumulation_steps if config.model.residual_dropout else 1
+    return dataclasses.replace(
+        config,
+        model=model,
+        mesh=dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1),
+        objective=dataclasses.replace(config.objective, logits_chunk=0),
+        train=dataclasses.replace(config.train, accumulation_steps=parts),
+    )
+
+
+def batch_of(row, config):
+    """(B, T) arrays as the loader makes them, with weights that differ from part to part."""
+    rng = np.random.default_rng(0)
+    size, length = config.data.batch_size, config.data.sequence_length
+    text = rng.integers(0, config.model.vocab_size, (size, length + 1), np.int32)
+    weights = (rng.random((size, length)) < np.linspace(0.3, 1, size)[:, None]).astype(np.float32)
+    batch = {"tokens": text[:, :-1], "targets": text[:, 1:], "weights": weights}
+    if row["rows"] == "stream":
+        return batch
+    segments = 1 + np.sort(rng.integers(0, 3, (size, length), np.int32), axis=-1)
+    if row["rows"] == "padded":
+        padding = np.arange(length) >= rng.integers(length // 2, length + 1, (size, 1))
+        segments[padding], weights[padding] = 0, 0
+    starts = (segments[:, :, None] == segments[:, None, :]).argmax(-1)
+    positions = (np.arange(length) - starts).astype(np.int32)
+    return {**batch, "segments": segments, "positions": positions}
+
+
+def parameters(config):
+    """Random values for every parameter, biases and scales too; the same for every precision."""
+
+    def draw(path, leaf):
+        rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
+        values = 0.2 * rng.standard_normal(leaf.shape) + path[-1].key.startswith("scale")
+        return values.astype(np.float32).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_parameters(Transformer(config.model)))
+
+
+@dataclasses.dataclass
+class Outcome:
+    """Of one train step, on the host. grads and updates (of the parameters): {path: array}."""
+
+    loss: float
+    fingerprint: list
+    grads: dict
+    updates: dict
+
+
+def run(config, batch):
+    """The Outcome of the first train step of the matrix's parameters on the config's mesh."""
+    model = Transformer(config.model)
+    shape = dataclasses.astuple(config.mesh)
+    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    parts = config.train.accumulation_steps
+    check_mesh(mesh, config.model, config.data.batch_size, parts)
+    params = parameters(config)
+    with recorded_gradients(), use_mesh(mesh):
+        places = abstract_state(model, config, mesh)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), places)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, places)
+        state = jax.device_put(dataclasses.replace(zeros, params=params), shardings)
+        batch = {name: x.reshape(parts, -1, x.shape[-1]) for name, x in batch.items()}
+        batch = jax.device_put(batch, sharding(mesh, "microbatches"))
+        step = make_train_step(model, config, shardings).lower(state, batch)
+        state, metrics = step.compile(compiler_options=QUICK)(state, batch)
+    state, metrics = jax.device_get((state, metrics))
+    return Outcome(
+        loss=float(metrics["loss"]),
+        fingerprint=metrics["fingerprint"].tolist(),
+        grads=_by_path(state.opt_state[0]),
+        updates=_by_path(jax.tree.map(np.subtract, state.params, params)),
+    )
+
+
+@contextlib.contextmanager
+def recorded_gradients():
+    """Inside, the optimizer's state is (the gradients that it was last given, its own state)."""
+
+    def recording(config):
+        inner = optimizer(config)
+
+        def update(grads, state, params):
+            updates, state = inner.update(grads, state[1], params)
+            return updates, (grads, state)
+
+        return optax.GradientTransformation(lambda params: (params, inner.init(params)), update)
+
+    with (
+        mock.patch("lm.train.state.optimizer", recording),
+        mock.patch("lm.train.step.optimizer", recording),
+    ):
+        yield
+
+
+def _by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def compare(outcome, reference, tolerance):
+    """Raise AssertionError that lists what differs by more than the tolerance."""
+    wrong = {"loss": abs(outcome.loss - reference.loss) / abs(reference.loss)}
+    for kind in ("grads", "updates"):
+        ours, theirs = getattr(outcome, kind), getattr(reference, kind)
+        assert ours.keys() == theirs.keys()
+        largest = max(np.abs(x).max() for x in theirs.values())
+        for path, b in theirs.items():
+            difference = np.abs(ours[path].astype(np.float64) - b).max()
+            wrong[f"{kind}/{path}"] = difference / max(np.abs(b).max(), 1e-3 * largest)
+    # Not `<`: a nan is wrong too.
+    if os.environ.get("DBG"):
+        print(
+            "DBG",
+            max(wrong.values()),
+            max((v for k, v in wrong.items() if k.startswith("grads"))),
+            wrong["loss"],
+        )
+    wrong = {name: error for name, error in wrong.items() if not error <= tolerance}
+    assert not wrong, f"off by more than {tolerance}: {wrong}"

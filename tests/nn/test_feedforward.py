@@ -1,0 +1,33 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf, expit
+
+from lm.nn.feedforward import FeedForward
+from lm.nn.params import abstract_parameters, bind
+from tests.nn.tiny import tiny
+
+FORMULAS = {
+    "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * expit(x),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_feedforward_is_its_formula(activation, gated, bias):
+    keys = {"activation": activation, "gated": gated, "feedforward_bias": bias}
+    module = FeedForward(tiny({f"model.{key}": value for key, value in keys.items()}).model)
+    rng = np.random.default_rng(0)
+    shapes = abstract_parameters(module)
+    p = {name: rng.standard_normal(leaf.shape) for name, leaf in shapes.items()}
+    assert ("gate_DF" in p, "up_bias_F" in p, "gate_bias_F" in p) == (gated, bias, gated and bias)
+    x = rng.standard_normal((2, 3, 16))
+    up, act = x @ p["up_DF"] + p.get("up_bias_F", 0), FORMULAS[activation]
+    hidden = act(x @ p["gate_DF"] + p.get("gate_bias_F", 0)) * up if gated else act(up)
+    expected = hidden @ p["down_FD"] + p.get("down_bias_D", 0)
+    ours = bind(module, {name: jnp.float32(value) for name, value in p.items()})(jnp.float32(x))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
