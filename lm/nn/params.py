@@ -135,7 +135,7 @@ MIDDLES = (np.arange(LEVELS) + 0.5) / LEVELS
 
 @functools.cache
 def _normal_quantiles(truncate):
-    """(65536,) of the standard normal distribution, or if truncate, of its part within +-truncate."""
+    """(65536,) of the standard normal distribution, or of its part within +-truncate."""
     below = 0.0 if truncate is None else float(ndtr(-truncate))
     return ndtri(below + MIDDLES * (1 - 2 * below))
 
