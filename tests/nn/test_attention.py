@@ -81,7 +81,7 @@ def test_scores_too_large_for_float16_stay_finite():
 
 def test_an_unknown_backend_is_refused_with_a_suggestion():
     model = tiny({"model.attention_backend": "plane"}).model
-    with pytest.raises(UserError, match="'plane' is not registered. Did you mean 'plain'"):
+    with pytest.raises(UserError, match=r"'plane' is not registered\. Did you mean 'plain'"):
         Attention(model)
 
 
