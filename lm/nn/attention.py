@@ -66,8 +66,8 @@ def plain(q_BTNH, k_BSKH, v_BSKH, visible, *, scale, keep_BNTS=None):
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     q_BTKGH = (q_BTNH * scale).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
-    scores_BKGTS = scores_BKGTS.astype(jnp.promote_types(scores_BKGTS.dtype, jnp.float32))
+    wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=wide)
     lowest = jnp.finfo(scores_BKGTS.dtype).min
     scores_BKGTS = jnp.where(visible.mask()[:, None, None], scores_BKGTS, lowest)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, -1)
