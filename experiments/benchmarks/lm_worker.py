@@ -8,21 +8,8 @@ from experiments.benchmarks import worker
 from lm.cluster.memory import keep_freed_memory
 
 
-def config_of(size):
-    """configs/shakespeare.py in another size."""
-    from configs.shakespeare import cpu
-    from lm.config import resolve
-
-    layers, width, heads, length, batch = worker.SIZES[size]
-    keys = cpu()
-    keys.model.update(num_layers=layers, d_model=width, num_heads=heads)
-    keys.data.update(sequence_length=length, batch_size=batch)
-    return resolve(keys, worker.VOCAB)
-
-
-def main(size):
-    worker.keep_to_threads()
-    keep_freed_memory()
+def stepper(config):
+    """(state, train_step, batch) of a run on one device."""
     import jax
 
     from lm.mesh import make_mesh, sharding
@@ -30,17 +17,25 @@ def main(size):
     from lm.train.state import abstract_state, initial_state
     from lm.train.step import make_train_step
 
-    config = config_of(size)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = Transformer(config.model)
     state = initial_state(model, config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
-    train_step = make_train_step(model, config, shardings)
     shape = (1, config.data.batch_size, config.data.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(0, worker.VOCAB, shape, np.int32)
     weights = np.ones((*shape[:2], shape[2] - 1), np.float32)
     batch = {"tokens": tokens[..., :-1], "targets": tokens[..., 1:], "weights": weights}
     batch = jax.device_put(batch, sharding(mesh, "microbatches"))
+    return state, make_train_step(model, config, shardings), batch
+
+
+def main(size):
+    worker.keep_to_threads()
+    keep_freed_memory()
+    import jax
+
+    state, train_step, batch = stepper(worker.config_of(size))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     def run(steps):
         """As the loop runs them: a step's loss is read when the next one is under way."""
@@ -53,9 +48,8 @@ def main(size):
             pending = metrics
         return float(pending["loss"])
 
-    loss = run(1)
-    run(2)
-    worker.serve(run, {"loss": loss, "jax": jax.__version__, "python": sys.version.split()[0]})
+    about = {"loss": run(1), "parameters": parameters, "jax": jax.__version__}
+    worker.serve(run, about)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ took. A worker keeps to THREADS cores, and so do the thread pools of XLA and PyT
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ THREADS = 2
 # layers, width, heads, context, batch: nanoGPT's CPU configuration, and one 24 times as costly.
 SIZES = {"small": (4, 128, 4, 64, 12), "large": (6, 384, 6, 256, 8)}
 VOCAB = 65
+WARMUP = 5  # steps
 
 
 def keep_to_threads():
@@ -24,12 +26,25 @@ def keep_to_threads():
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
+def config_of(size):
+    """configs/shakespeare.py, and in another size."""
+    from configs.shakespeare import cpu
+    from lm.config import resolve
+
+    layers, width, heads, length, batch = SIZES[size]
+    keys = cpu()
+    keys.model.update(num_layers=layers, d_model=width, num_heads=heads)
+    keys.data.update(sequence_length=length, batch_size=batch)
+    return resolve(keys, VOCAB)
+
+
 def serve(run, about):
     """Answer each line, a number of steps, with [wall, CPU] seconds of run(number), as JSON.
 
-    The first answer, unasked and after a warm-up, is `about`: the loss before any training, and
-    versions.
+    The first answer, unasked and after a warm-up, is `about`: facts about model and versions.
     """
+    run(WARMUP)
+    about["python"] = platform.python_version()
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
