@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from experiments import cli
+from lm.cluster.memory import keep_freed_memory
 from lm.config import Config, build, differences, resolve
 from lm.errors import UserError, require
 
@@ -34,6 +35,7 @@ def train(argv):
     xla_flags = os.environ.get("XLA_FLAGS", "")
     if arguments.config.train.deterministic and DETERMINISTIC not in xla_flags:
         os.environ["XLA_FLAGS"] = f"{xla_flags} {DETERMINISTIC}"
+    keep_freed_memory()
     data, config = open_run(workdir, arguments.config)
     print(cli.describe(config), flush=True)
     run(workdir, data, config)
