@@ -180,6 +180,8 @@ def test_folders_that_hold_no_model(workdir, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": {**content["model"], "n_head": 3}}))
     told("section model: n_head is not a key")
     (tmp_path / "config.json").write_text(json.dumps(content))
+    told("there is no tokenizer")
+    ByteTokenizer().save(tmp_path)
     told("has no checkpoint yet")
     told("has no checkpoint 4; it has: 3, 5", workdir, step=4)
     told("mesh has no axis 'tensors'. Did you mean 'tensor'", workdir, mesh={"tensors": 2})
