@@ -124,7 +124,7 @@ class Attention(nnx.Module):
         if key is not None and config.attention_dropout:
             B, T, N, _ = q_BTNH.shape
             S = T if cache is None else cache["key_LBKSH"].shape[3]
-            keep_BNTS = keep_mask(key, (B, N, T, S), config.attention_dropout, "scores", dtype)
+            keep_BNTS = keep_mask(key, (B, N, T, S), config.attention_dropout, "scores")
         function, scale = BACKENDS[config.attention_backend], config.head_width**-0.5
 
         def attend(q, k, v, keep, visible, cache, place):
@@ -179,11 +179,11 @@ def kv_copies(config):
     return 1 if config.num_kv_heads % tensor == 0 else tensor // config.num_kv_heads
 
 
-def keep_mask(key, shape, rate, name, dtype):
-    """Dropout's multiplier:
+def keep_mask(key, shape, rate, name):
+    """Dropout's multiplier: 0 with probability `rate`, else 1 / (1 - rate); equal on every mesh.
 
-    0 with probability `rate`, else 1 / (1 - rate); the same on every mesh.
+    float32, in whatever precision its factor is: in bfloat16 1 / 0.9 would be 1.109.
     """
     place = None if current_mesh() is None else ACTIVATIONS[name]
     bits = jax.random.bits(key, shape, jnp.uint32, out_sharding=place)
-    return (bits >= jnp.uint32(rate * 2**32)).astype(dtype) / (1 - rate)
+    return (bits >= jnp.uint32(rate * 2**32)) / (1 - rate)

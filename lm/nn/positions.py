@@ -20,7 +20,7 @@ class LearnedPositions(nnx.Module):
         self.table_PD = param((rows, width), ("positions", "model"), init, config.param_dtype)
 
     def __call__(self, positions_BT):
-        """(B or 1, T, D) in the parameters' precision, in which the gradient's sum over B is too."""
+        """(B or 1, T, D) in the parameters' precision, in which gradients are summed."""
         table_PD = weight(self.table_PD, self.config.param_dtype)
         if current_mesh() is None or positions_BT.shape[0] == 1:  # one row serves the whole batch
             return table_PD[positions_BT]

@@ -169,6 +169,8 @@ class Transformer(nnx.Module):
                 fits, f"{length} tokens are more than the model's {config.max_positions} positions."
             )
             positions = jnp.arange(length)[None]
+            if segments is not None:  # with as many rows, and where they are
+                positions = put(jnp.broadcast_to(positions, segments.shape), "tokens")
         x_BTD = self.embed(tokens_BT)
         if config.position == "learned":
             x_BTD = (x_BTD + put_rows(self.positions(positions))).astype(x_BTD.dtype)
@@ -220,13 +222,13 @@ def put_rows(x_BTD):
 
 
 def dropout(x_BTD, key, rate):
-    """x with elements zeroed with probability `rate`, the rest scaled to the same mean; key None:
+    """x with elements zeroed with probability `rate`, the rest scaled to the same mean.
 
-    off.
+    key None: off.
     """
     if key is None or rate == 0:
         return x_BTD
-    return x_BTD * keep_mask(key, x_BTD.shape, rate, "residual", x_BTD.dtype)
+    return (x_BTD * keep_mask(key, x_BTD.shape, rate, "residual")).astype(x_BTD.dtype)
 
 
 def empty_cache(config, batch, length):
