@@ -2,8 +2,9 @@
 
     python -m experiments.generate --workdir=runs/a --prompt="def main(" --num_tokens=100
 
-The workdir is a run's, or a folder in Hugging Face's format. Samples go to the standard output,
-their speed to stderr.
+The workdir is a run's, or a folder in Hugging Face's format. --prompt may be given several times;
+without it, or empty, the model begins a document. Each sample is printed after its prompt, its
+speed to stderr.
 """
 
 import json
@@ -11,61 +12,92 @@ import sys
 import time
 
 from experiments import cli
-from lm.errors import UserError
+from lm.errors import UserError, require
 
 flags = cli.Parser(__doc__, config="none")
 flags.add_argument("--workdir", required=True, metavar="FOLDER", help="the run to sample from")
-flags.add_argument("--prompt", default="", metavar="TEXT", help="what to continue")
-flags.add_argument("--num_tokens", default="100", metavar="N", help="tokens at most (100)")
-flags.add_argument("--num_samples", default="1", metavar="N", help="continuations (1)")
-flags.add_argument("--temperature", default="1", metavar="X", help="0 is greedy (1)")
-flags.add_argument("--top_k", default="0", metavar="N", help="of the N likeliest only; 0: all")
+flags.add_argument("--prompt", metavar="TEXT", help="what to continue")
+flags.add_argument("--num_tokens", default="100", metavar="N", help="at most, a sample (100)")
+flags.add_argument("--num_samples", default="1", metavar="N", help="samples of each prompt (1)")
+flags.add_argument("--temperature", default="1", metavar="X", help="0: greedy; 1: as trained (1)")
+flags.add_argument("--top_k", default="0", metavar="N", help="of the N likeliest only; 0: all (0)")
 flags.add_argument("--top_p", default="1", metavar="P", help="of the likeliest that reach P (1)")
 flags.add_argument("--seed", default="0", metavar="N", help="another seed, other samples (0)")
-flags.add_argument("--step", metavar="N", help="the checkpoint to use; without it, the newest")
-flags.add_argument("--mesh", default="", metavar="AXIS=N,...", help="devices, as fsdp=2,tensor=2")
-flags.add_argument("--json", action="store_true", help="print JSON: an object for each sample")
+flags.add_argument("--step", metavar="N", help="a run's checkpoint; without, the newest")
+flags.add_argument("--mesh.data", metavar="N", help="copies of the model, for many samples")
+flags.add_argument("--mesh.fsdp", metavar="N", help="the same, each with its part of the weights")
+flags.add_argument("--mesh.tensor", metavar="N", help="devices that share each product")
+flags.add_argument("--json", action="store_true", help="print a JSON object for each sample")
+
+NUMBERS = {
+    **dict.fromkeys(("num_tokens", "num_samples", "top_k", "seed"), int),
+    **dict.fromkeys(("temperature", "top_p"), float),
+    **dict.fromkeys(("step", "mesh.data", "mesh.fsdp", "mesh.tensor"), int),
+}
 
 
 def generate(argv):
+    prompts, argv = split_prompts(argv)
     arguments = flags.parse(argv)
-    whole = ("num_tokens", "num_samples", "top_k", "seed")
-    settings = {name: number(arguments, name, int) for name in whole}
-    settings |= {name: number(arguments, name, float) for name in ("temperature", "top_p")}
-    step = None if arguments.step is None else number(arguments, "step", int)
-    mesh = dict(map(axis_of, filter(None, arguments.mesh.split(","))))
+    settings = numbers(arguments)
+    step = settings.pop("step", None)
+    axes = [name for name in settings if name.startswith("mesh.")]
+    mesh = {name.removeprefix("mesh."): settings.pop(name) for name in axes}
     import lm
+    from lm.sampling.sample import check_settings
 
+    check_settings(**settings)
     model = lm.load(arguments.workdir, step, mesh or None)
     begun = time.perf_counter()
-    [samples] = lm.generate(model, [arguments.prompt], settings.pop("num_tokens"), **settings)
+    samples = lm.generate(model, prompts, **settings)
     seconds = time.perf_counter() - begun
-    for sample in samples:
-        if arguments.json:
-            print(
-                json.dumps({"prompt": arguments.prompt, "text": sample.text, "ended": sample.ended})
-            )
-        else:
-            print(f"{arguments.prompt}{sample.text}\n{'-' * 20}")
-    count = sum(len(sample.tokens) for sample in samples)
-    print(f"{count} tokens in {seconds:.1f} s, compilation included", file=sys.stderr)
+    show(prompts, samples, arguments.json)
+    count = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
+    speed = f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s"
+    print(f"{speed}, compilation included", file=sys.stderr)
 
 
-def number(arguments, name, kind):
-    text = getattr(arguments, name)
-    try:
-        return kind(text)
-    except ValueError:
-        raise UserError(
-            f"--{name}={text} must be a {'whole ' if kind is int else ''}number."
-        ) from None
+def split_prompts(argv):
+    """(the text of every --prompt, or one that is empty; the other flags, each given once)"""
+    prompts, others, tokens = [], [], iter(argv)
+    for token in tokens:
+        name, equals, text = token.partition("=")
+        if name != "--prompt":
+            others.append(token)
+            continue
+        if not equals:
+            text = next(tokens, "--")
+            require(not text.startswith("--"), "--prompt needs a value: --prompt=TEXT.")
+        prompts.append(text.encode(errors="replace").decode())  # a shell may pass broken UTF-8
+    return prompts or [""], others
 
 
-def axis_of(text):
-    axis, _, size = text.partition("=")
-    if not size.isdecimal():
-        raise UserError(f"--mesh={text}: it must be AXIS=N, as fsdp=2,tensor=2.")
-    return axis, int(size)
+def numbers(arguments):
+    """{name: number} of the flags that are NUMBERS and are given or have a default."""
+    found = {}
+    for name, kind in NUMBERS.items():
+        text = getattr(arguments, name)
+        if text is not None:
+            try:
+                found[name] = kind(text)
+            except ValueError:
+                whole = "whole " if kind is int else ""
+                raise UserError(f"--{name}={text} must be a {whole}number.") from None
+    return found
+
+
+def show(prompts, samples, as_json):
+    first = True
+    for prompt, of_prompt in zip(prompts, samples, strict=True):
+        for number, sample in enumerate(of_prompt):
+            if as_json:
+                content = {"prompt": prompt, "sample": number, "text": sample.text}
+                print(json.dumps({**content, "tokens": sample.tokens, "ended": sample.ended}))
+                continue
+            if not first:
+                print("-" * 20)
+            print(f"{prompt}{sample.text}")
+            first = False
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class LanguageModel:
             value = None if value is None else self._checked(name, value, size)
             require(
                 value is None or value.shape == tokens.shape,
-                f"{name} of shape {np.shape(value)} must have the shape of tokens, {tokens.shape}.",
+                f"{name} of shape {getattr(value, 'shape', ())} must have the shape of tokens, {tokens.shape}.",
             )
             arrays.append(value)
         with use_mesh(self.mesh):
@@ -105,10 +105,6 @@ def skeleton(config, mesh=None):
 
     Nothing is allocated. Raises UserError if the mesh does not divide the model.
     """
-    require(
-        config.param_dtype != "float64" or jax.config.jax_enable_x64,
-        "parameters in float64 need the environment variable JAX_ENABLE_X64=1.",
-    )
     if mesh is not None:
         check_mesh(mesh, config, math.prod(mesh.shape[axis] for axis in BATCH))
     module = Transformer(config)

@@ -135,6 +135,11 @@ class Transformer(nnx.Module):
     """A decoder: tokens (B, T) to logits (B, T, V)."""
 
     def __init__(self, config):
+        for key in ("param_dtype", "compute_dtype"):  # jax would make it float32, with a warning
+            require(
+                jax.dtypes.canonicalize_dtype(getattr(config, key)) == getattr(config, key),
+                f"model.{key}='float64' needs JAX_ENABLE_X64=1 in the environment.",
+            )
         self.config = config
         self.embed = Embedding(config)
         if config.position == "learned":

@@ -25,9 +25,8 @@ def choose(logits_BV, keys_B, temperature, top_k, top_p):
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys_B)
     if not top_k and top_p is None:
         return jnp.argmax(logits_BV + noise_BV, -1, keepdims=True).astype(jnp.int32)
-    log_z_B1 = None if top_k else jax.nn.logsumexp(logits_BV, -1, keepdims=True)
 
-    def among(count):
+    def among(count, log_z_B1=None):
         scores_BC, tokens_BC = candidates(logits_BV, count, top_p, log_z_B1)
         noise_BC = jnp.take_along_axis(noise_BV, tokens_BC, -1)
         best_B1 = jnp.argmax(scores_BC + noise_BC, -1, keepdims=True)
@@ -35,8 +34,10 @@ def choose(logits_BV, keys_B, temperature, top_k, top_p):
 
     if top_k or V <= FEW:
         return among(min(top_k or V, V))
+    log_z_B1 = jax.nn.logsumexp(logits_BV, -1, keepdims=True)
     mass_B = jnp.exp(jax.lax.top_k(logits_BV, FEW)[0] - log_z_B1).sum(-1)
-    return jax.lax.cond((mass_B >= top_p).all(), lambda: among(FEW), lambda: among(V))
+    enough = (mass_B >= top_p).all()
+    return jax.lax.cond(enough, lambda: among(FEW, log_z_B1), lambda: among(V, log_z_B1))
 
 
 def candidates(logits_BV, count, top_p=None, log_z_B1=None):

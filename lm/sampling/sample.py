@@ -21,21 +21,20 @@ from lm.sampling.choose import choose
 SHORTEST = 16
 # By name: of other generators, the bits under vmap depend on the whole batch.
 GENERATOR = "threefry2x32"
+LOWEST_TEMPERATURE = 1e-30  # float32 has little below
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """What a model wrote after a prompt, without the end of text.
 
-    ended: it stopped there, and not because it had its number of tokens. str() is the text.
+    text: None if the model has no tokenizer. ended: it stopped at the end of text, and not because
+    it had its number of tokens.
     """
 
-    text: str
+    text: str | None
     tokens: list[int]
     ended: bool
-
-    def __str__(self):
-        return self.text
 
 
 def generate(
@@ -59,23 +58,24 @@ def generate(
     and its own number, and not on the other prompts, num_samples, num_tokens or the mesh.
     Raises UserError for what cannot be generated, RunError for logits that are not finite.
     """
-    _check(num_tokens, temperature, top_k, top_p, seed, num_samples)
+    check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     prompts = [_encoded(model, number, prompt) for number, prompt in enumerate(prompts)]
     for number, prompt in enumerate(prompts):
         _check_length(model.config, number, len(prompt), num_tokens)
     if not prompts:
         return []
+    vocab, end = _vocabulary(model)
+    end = end if stop_at_end_of_text else None
     shards = _shards(model.mesh)
     prefix, rows = _left_padded(prompts, shards), _rows(len(prompts), num_samples, shards, seed)
-    end = model.tokenizer.end_of_text if stop_at_end_of_text else None
     settings = {
         "num_tokens": num_tokens,
         "end": -1 if end is None else end,
         "temperature": temperature or None,
         "top_p": None if top_p == 1 else top_p,
     }
-    sizes = {"room": _padded(num_tokens), "vocab": model.tokenizer.size, "top_k": top_k}
+    sizes = {"room": _padded(num_tokens), "vocab": vocab, "top_k": top_k}
     with use_mesh(model.mesh):
         written = _write(model.params, prefix, rows, settings, module=model.module, **sizes)
         if current_mesh() is not None:
@@ -88,53 +88,59 @@ def generate(
     return [samples[row : row + num_samples] for row in range(0, len(samples), num_samples)]
 
 
-def _check(num_tokens, temperature, top_k, top_p, seed, num_samples):
-    for name, value, least in (
-        ("num_tokens", num_tokens, 1),
-        ("num_samples", num_samples, 1),
-        ("top_k", top_k, 0),
+def check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples):
+    """Raise UserError for what `generate` cannot take, whatever the model."""
+    for name, value, least, most in (
+        ("num_tokens", num_tokens, 1, 2**24),  # float32 holds all positions up to here
+        ("num_samples", num_samples, 1, 2**24),
+        ("top_k", top_k, 0, 2**31 - 1),
+        ("seed", seed, 0, 2**32 - 1),
     ):
-        require(_is_whole(value), f"{name}={value!r} must be a whole number.")
-        require(value >= least, f"{name}={value} is not possible; it must be {least} or more.")
+        require(
+            isinstance(value, numbers.Integral) and least <= value <= most,
+            f"{name}={value!r} is not possible; it must be a whole number, {least} or more and at "
+            f"most {most}.",
+        )
     require(
-        _is_whole(seed) and 0 <= seed < 2**32,
-        f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}.",
-    )
-    require(
-        0 <= temperature < math.inf,
-        f"temperature={temperature} is not possible; it must be 0 (greedy) or more, 1 is the "
-        "model's own.",
+        temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
+        f"temperature={temperature} is not possible; it must be 0, which is greedy, or from "
+        f"{LOWEST_TEMPERATURE} up; 1 is the model's own.",
     )
     require(
         0 < top_p <= 1, f"top_p={top_p} is not possible; it must be in (0, 1], and 1 turns it off."
     )
 
 
-def _is_whole(value):
-    return isinstance(value, numbers.Integral)
+def _vocabulary(model):
+    """(how many tokens there are, the end-of-text token or None)"""
+    tokenizer, rows = model.tokenizer, model.config.vocab_size
+    return (rows, None) if tokenizer is None else (min(tokenizer.size, rows), tokenizer.end_of_text)
 
 
 def _encoded(model, number, prompt):
     """The tokens, a list of int, of prompts[number]."""
-    vocab, end = model.tokenizer.size, model.tokenizer.end_of_text
+    name = f"prompts[{number}]"
+    vocab, end = _vocabulary(model)
     if isinstance(prompt, str):
-        tokens = ([] if end is None else [end]) + model.tokenizer.encode(prompt).tolist()
+        require(model.tokenizer is not None, f"{name}: the model has no tokenizer; give tokens.")
+        tokens = model.tokenizer.encode(prompt)
+        tokens = tokens if end is None else np.append(end, tokens)
         require(
-            tokens,
-            f"prompts[{number}] is empty, and the tokenizer has no end-of-text token to start "
-            "from; give a text.",
+            tokens.size,
+            f"{name} is empty, and the tokenizer has no end-of-text token to begin with; give a "
+            "text.",
         )
-        return tokens
-    tokens = np.asarray(prompt)
-    require(
-        tokens.ndim == 1 and tokens.size and np.issubdtype(tokens.dtype, np.integer),
-        f"prompts[{number}]={prompt!r} is neither a text nor a list of one or more tokens.",
-    )
-    require(
-        tokens.min() >= 0 and tokens.max() < vocab,
-        f"prompts[{number}] has tokens from {tokens.min()} to {tokens.max()}; those of the "
-        f"tokenizer are 0 to {vocab - 1}.",
-    )
+    else:
+        tokens = np.asarray(prompt)
+        require(
+            tokens.ndim == 1 and tokens.size and np.issubdtype(tokens.dtype, np.integer),
+            f"{name}={prompt!r} is neither a text nor a list of one or more tokens.",
+        )
+    for token in (tokens.min(), tokens.max()):
+        require(
+            0 <= token < vocab,
+            f"{name} holds token {token}; the model's are 0 to {vocab - 1}.",
+        )
     return tokens.tolist()
 
 
@@ -162,10 +168,8 @@ def _shards(mesh):
 
 
 def _left_padded(prompts, shards):
-    """Prompts as rows that end together: int32 (P, T), P a multiple of shards. Segment 0 is
-    padding.
-
-    Every row then writes the same place of its cache.
+    """Prompts as rows int32 (P, T), P a multiple of shards, which end together and so write the
+    same place of the cache. Segment 0 is padding.
     """
     count = -(-len(prompts) // shards) * shards
     length = _padded(max(map(len, prompts)))
@@ -185,7 +189,7 @@ def _rows(num_prompts, num_samples, shards, seed):
     unused_B1: it is there only to fill the last shard.
     """
     used = num_prompts * num_samples
-    row_B = np.arange(-(-used // shards) * shards)
+    row_B = np.arange(-(-used // shards) * shards, dtype=np.int32)
     prompt_B, sample_B = row_B % used // num_samples, row_B % num_samples
     return {
         "prompt_B": None if num_samples == 1 else prompt_B,
@@ -247,24 +251,12 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     """
     model = bind(module, params)
     cache, logits_BV, lengths_B1 = _read(model, prefix, rows["prompt_B"], room)
-    keys_B2 = put(rows["keys_B2"], "tokens")
+    choose_rows = _chooser(put(rows["keys_B2"], "tokens"), settings, vocab, top_k)
     none_B1 = jnp.zeros_like(lengths_B1)
-
-    def choose_rows(logits_BV, keys_B2, position_B1, temperature, top_p):
-        logits_BV = logits_BV[:, :vocab]  # rows that only fill the table have no meaning
-        keys_B = jax.random.wrap_key_data(keys_B2, impl=GENERATOR)
-        keys_B = jax.vmap(jax.random.fold_in)(keys_B, position_B1[:, 0])
-        token_B1 = choose(logits_BV, keys_B, temperature, top_k, top_p)
-        return token_B1, ~jnp.isfinite(logits_BV).all(-1, keepdims=True)
-
-    # Each device chooses for its own rows, from whole rows: the same on every mesh.
-    choose_rows = local(choose_rows, ("tokens",) * 3 + (None, None), ("tokens", "tokens"))
 
     def write(state, logits_BV):
         n, ended_B1 = state["n"], state["ended_B1"]
-        token_B1, broken_B1 = choose_rows(
-            logits_BV, keys_B2, lengths_B1 + n, settings["temperature"], settings["top_p"]
-        )
+        token_B1, broken_B1 = choose_rows(logits_BV, lengths_B1 + n)
         token_B1 = jnp.where(ended_B1, -1, token_B1)
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(state["tokens_BN"], token_B1, n, 1)
         return {
@@ -303,6 +295,25 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     return state["tokens_BN"], state["broken_B1"]
 
 
+def _chooser(keys_B2, settings, vocab, top_k):
+    """A function of logits (B, V) and the positions (B, 1) of the next tokens: (these tokens,
+    whether the logits are not finite), both (B, 1).
+    """
+
+    def choose_rows(logits_BV, position_B1, keys_B2, temperature, top_p):
+        logits_BV = logits_BV[:, :vocab]  # rows that only fill the table have no meaning
+        keys_B = jax.random.wrap_key_data(keys_B2, impl=GENERATOR)
+        keys_B = jax.vmap(jax.random.fold_in)(keys_B, position_B1[:, 0])
+        token_B1 = choose(logits_BV, keys_B, temperature, top_k, top_p)
+        return token_B1, ~jnp.isfinite(logits_BV).all(-1, keepdims=True)
+
+    # Each device chooses for its own rows, from whole rows: the same on every mesh.
+    run = local(choose_rows, ("tokens",) * 3 + (None, None), ("tokens", "tokens"))
+    return lambda logits_BV, position_B1: run(
+        logits_BV, position_B1, keys_B2, settings["temperature"], settings["top_p"]
+    )
+
+
 def _sample(model, number, prompt, tokens_N, broken_1, end):
     """The Sample that a row of `_write` is, of prompts[number]."""
     if broken_1[0]:
@@ -313,8 +324,14 @@ def _sample(model, number, prompt, tokens_N, broken_1, end):
     tokens = tokens_N[tokens_N >= 0].tolist()
     ended = tokens[-1] == end
     tokens = tokens[:-1] if ended else tokens
-    # Some tokenizers strip a space where a text begins.
-    before, whole = model.tokenizer.decode(prompt), model.tokenizer.decode([*prompt, *tokens])
-    starts = whole.startswith(before)
-    text = whole[len(before) :] if starts else model.tokenizer.decode(tokens)
-    return Sample(text, tokens, ended)
+    return Sample(_text(model.tokenizer, prompt, tokens), tokens, ended)
+
+
+def _text(tokenizer, prompt, tokens):
+    """The text of tokens that follow a prompt; some tokenizers strip the space that a text begins
+    with.
+    """
+    if tokenizer is None:
+        return None
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens)

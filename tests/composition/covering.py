@@ -25,10 +25,8 @@ def covering_rows(factors, targets, allowed, seed):
     left out.
     """
     rng = random.Random(seed)
-    uncovered = {frozenset(target.items()) for target in targets if allowed(target)}
-    left = [
-        key for key in map(lambda target: frozenset(target.items()), targets) if key in uncovered
-    ]
+    left = [frozenset(target.items()) for target in targets if allowed(target)]
+    uncovered = set(left)
     rows = []
     while uncovered:
         left = [target for target in left if target in uncovered]
@@ -55,7 +53,9 @@ def _candidate(factors, left, by_item, allowed, rng):
             sum(target <= have | {(name, value)} for target in by_item.get((name, value), ()))
             for value in values
         ]
-        row[name] = rng.choice([v for v, gain in zip(values, gains) if gain == max(gains)])
+        row[name] = rng.choice(
+            [v for v, gain in zip(values, gains, strict=True) if gain == max(gains)]
+        )
     return {name: row[name] for name in factors}
 
 

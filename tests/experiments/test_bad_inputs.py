@@ -3,11 +3,14 @@
 import gzip
 import json
 import resource
+import shutil
 
 import jax.numpy as jnp
 import pytest
 
 from experiments import cli
+from experiments.generate import generate
+from experiments.inspect import inspect
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 
@@ -75,6 +78,7 @@ NEW = [
     ({"data.order": "contiguous"}, ["data.separate_documents=False or another position"]),
     (LANES, ["4096 x data.sequence_length=16 needs 65537", "make it 9 or less"]),
     ({"model.attention_backend": "flush"}, ["model.attention_backend='flush'", "plain"]),
+    ({"model.param_dtype": "float64"}, ["model.param_dtype='float64'", "JAX_ENABLE_X64=1"]),
     ({"metrics.wandb_project": "p"}, ["metrics.wandb_project='p'", "pip install wandb"]),
     ({"data.cache": "{folder}/file"}, ["file", "cannot be written", "data.cache or LM_CACHE"]),
     ({"data.cache": "/proc/nowhere"}, ["/proc/nowhere"]),
@@ -182,16 +186,26 @@ def test_a_workdir_that_cannot_be(tiny, files):
     assert (files / "file").read_bytes() == b""
 
 
-@pytest.mark.parametrize("name", ["config.json", "file"])
-def test_inspect(name, stopped, capsys):
-    from experiments.inspect import inspect
-
-    workdir = stopped(8)
-    (workdir / "config.json").write_text("{")
-    status = cli._status(
-        inspect, [f"--workdir={workdir if name == 'config.json' else workdir / name}"]
-    )
-    one_line(status, capsys.readouterr().err, [name])
+def test_inspect_and_generate_from_a_workdir(stopped, files, hashes, capsys):
+    broken, damaged, empty = (stopped(8, name) for name in ("broken", "damaged", "empty"))
+    (broken / "config.json").write_text("{")
+    damage_every_checkpoint(damaged)
+    shutil.rmtree(empty / "checkpoints")
+    folders = (broken, damaged, empty, files)
+    before = [hashes(folder) for folder in folders]
+    for command, workdir, more, named in (
+        (inspect, broken, [], ["broken/config.json"]),
+        (inspect, files / "file", [], ["file/config.json"]),
+        (generate, broken, [], ["broken/config.json"]),
+        (generate, files / "nowhere", [], ["nowhere"]),
+        (generate, damaged, [], ["No good checkpoint in", "Put back a copy of one"]),
+        (generate, empty, [], ["empty/checkpoints", "train first"]),
+        (generate, empty, ["--num_tokens=-1"], ["num_tokens=-1", "1 or more"]),
+        (generate, empty, ["--temperature=hot"], ["--temperature=hot", "number"]),
+    ):
+        status = cli._status(command, [f"--workdir={workdir}", *more])
+        one_line(status, capsys.readouterr().err, named, last_only=workdir == damaged)
+    assert [hashes(folder) for folder in folders] == before
 
 
 # As processes: all that the shell sees.

@@ -145,6 +145,17 @@ def test_of_two_runs_in_a_workdir_the_second_is_refused(tiny, tmp_path, hashes):
     )
 
 
+def test_a_run_that_has_not_logged_a_step_binds_nobody(stopped, finished, tiny, exact):
+    """One that met the end of a device's memory, say: the command may change and be tried again."""
+    workdir = stopped(0)
+    (workdir / "checkpoints").rmdir()
+    saved = json.loads((workdir / "config.json").read_text())
+    saved["data"]["batch_size"] = 4096
+    (workdir / "config.json").write_text(json.dumps(saved))
+    resume(tiny, workdir)
+    assert exact(workdir) == exact(finished)
+
+
 # What a resumed run may change, and what not
 
 

@@ -1,0 +1,241 @@
+"""The whole model: who sees whom, what is equal to what, and what is kept and moved."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lm.nn.attention
+import lm.nn.transformer
+from lm.errors import UserError
+from lm.mesh import make_mesh, sharding, use_mesh
+from lm.nn.attention import keep_mask
+from lm.nn.params import abstract_parameters, bind, initialise
+from lm.nn.transformer import Transformer, dropout
+from lm.objectives.causal import causal_loss
+from tests.nn import my_attention  # noqa: F401, registers the backend "sigmoid"
+from tests.nn.tiny import tiny
+
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, 40, (1, 8)).astype(np.int32)
+SEGMENTS = np.array([[1, 1, 1, 1, 1, 2, 2, 2]], np.int32)
+POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 2]], np.int32)
+
+
+def parameters(config, seed=0):
+    """Random values for every parameter, biases and scales too."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype),
+        abstract_parameters(Transformer(config.model)),
+    )
+
+
+def logits(config, params, tokens, **packing):
+    return bind(Transformer(config.model), params)(tokens, **packing)
+
+
+@pytest.fixture(params=["learned", "sinusoid", "rope", "none"])
+def position(request):
+    return request.param
+
+
+@pytest.mark.parametrize("backend", ["plain", "sigmoid"])
+def test_a_packed_document_is_as_if_alone(position, backend):
+    config = tiny({"model.position": position, "model.attention_backend": backend})
+    params = parameters(config)
+    packed = logits(config, params, TOKENS, positions=POSITIONS, segments=SEGMENTS)
+    for part in (slice(0, 5), slice(5, 8)):
+        alone = logits(config, params, TOKENS[:, part])
+        np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["plain", "sigmoid"])
+def test_nothing_of_a_document_reaches_another_to_the_bit(backend):
+    config = tiny({"model.attention_backend": backend, "model.tied_embedding": False})
+    params = parameters(config)
+    other = TOKENS.copy()
+    other[:, :5] = (other[:, :5] + 7) % 40
+
+    @jax.jit
+    def of_second(params, tokens):
+        def loss(params):
+            out = logits(config, params, tokens, positions=POSITIONS, segments=SEGMENTS)
+            return jnp.square(out[:, 5:]).sum(), out[:, 5:]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    (grads, out), (other_grads, other_out) = (of_second(params, x) for x in (TOKENS, other))
+    np.testing.assert_array_equal(out, other_out)
+    jax.tree.map(np.testing.assert_array_equal, grads, other_grads)
+
+
+@pytest.mark.parametrize("backend", ["plain", "sigmoid"])
+def test_no_position_sees_a_later_one(position, backend):
+    config = tiny({"model.position": position, "model.attention_backend": backend})
+    params = parameters(config)
+    table = params["embed"]["table_VD"]
+
+    def out(rows_TD, t):
+        # Token number t reads row t of the table: gradients of rows are those of positions.
+        changed = {**params, "embed": {"table_VD": table.at[:8].set(rows_TD)}}
+        tokens = jnp.arange(8)[None]
+        hidden, _ = bind(Transformer(config.model), changed).hidden(tokens)
+        return jnp.square(hidden[0, t]).sum()
+
+    for t in (0, 4):
+        grads = np.abs(jax.grad(out)(table[:8], t)).max(-1)
+        assert (grads[: t + 1] > 0).all()
+        assert (grads[t + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_scanned_unrolled_and_recomputed_are_equal(scan, remat):
+    with jax.enable_x64(True):
+        keys = {"model.param_dtype": "float64", "model.compute_dtype": "float64"}
+        plain = tiny({**keys, "model.residual_dropout": 0.1, "model.attention_dropout": 0.1})
+        model = dataclasses.replace(plain.model, scan_layers=scan, remat=remat)
+        expected, ours = (
+            _value_and_grad(config) for config in (plain, dataclasses.replace(plain, model=model))
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, expected
+        )
+
+
+def _value_and_grad(config):
+    batch = {"tokens": TOKENS, "targets": TOKENS, "weights": np.ones(TOKENS.shape)}
+
+    def loss(params):
+        key = jax.random.key(5)
+        return causal_loss(bind(Transformer(config.model), params), batch, config.objective, key)[0]
+
+    return jax.jit(jax.value_and_grad(loss))(parameters(config))
+
+
+def test_more_tokens_than_learned_positions_are_refused():
+    config = tiny()
+    with pytest.raises(UserError, match="9 tokens are more than the model's 8 positions"):
+        logits(config, parameters(config), np.zeros((1, 9), np.int32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(dtype):
+    x = jnp.ones((100, 100, 20), dtype)
+    y = np.asarray(dropout(x, jax.random.key(0), 0.1), np.float64)
+    # 1 / 0.9, rounded once
+    expected = float(jnp.asarray(1 / 0.9, dtype))
+    assert set(np.unique(y)) == {0, expected}
+    assert abs((y == 0).mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / y.size)
+    assert dropout(x, None, 0.1) is x and dropout(x, jax.random.key(0), 0.0) is x
+
+
+def test_dropout_masks_are_the_same_on_every_mesh():
+    expected = np.asarray(keep_mask(jax.random.key(0), (8, 8, 8, 8), 0.3, "scores"))
+    for shape in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
+        with use_mesh(make_mesh(*shape)):
+            mask = jax.jit(lambda: keep_mask(jax.random.key(0), (8, 8, 8, 8), 0.3, "scores"))()
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_every_layer_and_place_has_a_dropout_mask_of_its_own(monkeypatch):
+    rates = {f"model.{place}_dropout": 0.1 for place in ("embedding", "attention", "residual")}
+    config = tiny({**rates, "model.scan_layers": False, "model.num_layers": 3})
+    params, used = parameters(config), []
+
+    def recorded(key, *rest):
+        used.append(tuple(jax.random.key_data(key).tolist()))
+        return keep_mask(key, *rest)
+
+    monkeypatch.setattr(lm.nn.attention, "keep_mask", recorded)
+    monkeypatch.setattr(lm.nn.transformer, "keep_mask", recorded)
+    for seed in (0, 1):
+        bind(Transformer(config.model), params).hidden(TOKENS, key=jax.random.key(seed))
+    assert len(set(used)) == len(used) == 2 * (1 + 3 * 3)
+
+
+def test_gradients_of_frequent_tokens_and_biases_are_not_summed_in_low_precision():
+    # All 8192 tokens are the same, and so are all their gradients: a bfloat16 sum of them stops
+    # growing at 256.
+    config = tiny(
+        {"model.compute_dtype": "bfloat16", "model.num_layers": 1, "model.position": "none"}
+    )
+    high = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, compute_dtype="float32")
+    )
+    params = parameters(config)
+    tokens = np.zeros((8, 1024), np.int32)
+
+    def grads(config):
+        def loss(params):
+            hidden, _ = bind(Transformer(config.model), params).hidden(tokens)
+            return jnp.float32(hidden[..., :2]).sum()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    ours, expected = grads(config), grads(high)
+    for path in (
+        ("embed", "table_VD"),
+        ("layers", "attention", "value_bias_KH"),
+        ("layers", "attention", "output_bias_D"),
+        ("layers", "feedforward", "up_bias_F"),
+        ("layers", "feedforward", "down_bias_D"),
+    ):
+        a, b = ours, expected
+        for name in path:
+            a, b = a[name], b[name]
+        assert np.abs(a - b).max() < 0.1 * np.abs(b).max(), path
+
+
+def lowered(shape, keys=()):
+    """The gradient of the loss of one batch, lowered for a mesh; nothing is allocated."""
+    config = tiny({"model.position": "rope", **dict(keys)})
+    model = Transformer(config.model)
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    with use_mesh(mesh):
+        place = sharding(mesh, "tokens")
+        size = (config.data.batch_size, config.data.sequence_length)
+        tokens = jax.ShapeDtypeStruct(size, jnp.int32, sharding=place)
+        weights = jax.ShapeDtypeStruct(size, jnp.float32, sharding=place)
+        batch = {"tokens": tokens, "targets": tokens, "weights": weights}
+
+        def loss(params, batch):
+            return causal_loss(bind(model, params), batch, config.objective)[0]
+
+        return jax.jit(jax.grad(loss)).lower(abstract_parameters(model, mesh), batch)
+
+
+LARGE = {"model.d_model": 256, "model.d_ff": 1024, "model.num_layers": 8, "model.qkv_bias": False}
+
+
+def test_gathered_weights_are_not_kept_for_the_backward_pass():
+    # 8 layers of 3 MiB: kept, they would be 24 MiB; two layers and all gradients' parts are 9.
+    compiled = lowered((1, 8, 1), {**LARGE, "model.head_width": 64}).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 12 * 2**20
+
+
+def test_unrolled_layers_keep_the_compiler_from_merging_what_is_recomputed():
+    for remat, expected in (("none", 0), ("full", 2)):
+        text = lowered((1, 1, 1), {"model.scan_layers": False, "model.remat": remat}).as_text()
+        assert text.count("optimization_barrier") >= expected
+        assert ("optimization_barrier" in text) == (remat == "full")
+
+
+def test_a_tensor_mesh_gathers_no_activation():
+    # 64 tokens: what is gathered is at most the ids, never (B, T, D) or heads or hidden units.
+    text = lowered((1, 1, 4), {"model.d_ff": 32}).compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
+    assert all(np.prod([int(n) for n in dims.split(",")]) < 64 * 16 for dims in gathered), gathered
+    assert "all-reduce" in text
+
+
+def test_the_same_parameters_are_born_scanned_or_unrolled():
+    trees = [
+        initialise(Transformer(tiny({"model.scan_layers": scan, "model.num_layers": 1}).model), 0)
+        for scan in (True, False)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *trees)
