@@ -199,7 +199,7 @@ def test_inspect_and_generate_from_a_workdir(stopped, files, hashes, capsys):
         (generate, broken, [], ["broken/config.json"]),
         (generate, files / "nowhere", [], ["nowhere"]),
         (generate, damaged, [], ["No good checkpoint in", "Put back a copy of one"]),
-        (generate, empty, [], ["empty/checkpoints", "train first"]),
+        (generate, empty, [], ["empty has no checkpoint", "train it"]),
         (generate, empty, ["--num_tokens=-1"], ["num_tokens=-1", "1 or more"]),
         (generate, empty, ["--temperature=hot"], ["--temperature=hot", "number"]),
     ):
