@@ -45,7 +45,7 @@ def test_folder_in_order_without_hidden_and_binary_files(tmp_path, capsys):
         "a.md": CHINESE.encode(),
         "sub/deep/c.py": b"third",
         "sub/rows.jsonl": rows("fourth", "", "fifth").encode(),
-        "sub/z.gz": gzip.compress(b"sixth"),
+        "sub/z.gz": gzip.compress(b"sixth", mtime=0),
         "picture.png": b"\x89PNG\xff",
         "empty": b"",
         ".hidden": b"no",
@@ -217,7 +217,7 @@ def test_half_a_surrogate_in_json_is_replaced(tmp_path):
         ("cut.txt", "ab敏".encode()[:-1], r"cut.txt is not UTF-8 at byte 2"),
         ("far.txt", b"a" * 300_000 + b"\xff", r"is not UTF-8 at byte 300000"),
         ("folder/latin.txt", b"\xe9", "latin.txt is not UTF-8 at byte 0"),
-        ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], "a truncated or damaged .gz file"),
+        ("a.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "a truncated or damaged .gz file"),
         ("b.txt.gz", b"no gzip at all", "a truncated or damaged .gz file"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', "a.jsonl, line 3, is not JSON"),
         ("b.jsonl", b'{"text": "a"}\n[1]\n', "b.jsonl, line 2, is not a JSON object"),
@@ -244,7 +244,7 @@ def test_bad_input_is_one_line(name, data, message, tmp_path):
 def test_a_damaged_file_of_a_folder_is_not_left_out(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "good.txt").write_text("text")
-    (tmp_path / "f" / "bad.txt.gz").write_bytes(gzip.compress(b"text" * 99)[:-9])
+    (tmp_path / "f" / "bad.txt.gz").write_bytes(gzip.compress(b"text" * 99, mtime=0)[:-9])
     with pytest.raises(UserError, match=r"bad\.txt\.gz is a truncated or damaged"):
         read(tmp_path / "f")
 
