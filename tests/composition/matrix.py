@@ -6,7 +6,6 @@ To put a new switch under test, add its values to FACTORS, and to RULES what it 
 import contextlib
 import dataclasses
 import math
-import os
 import zlib
 from unittest import mock
 
@@ -306,12 +305,5 @@ def compare(outcome, reference, tolerance):
             difference = np.abs(ours[path].astype(np.float64) - b).max()
             wrong[f"{kind}/{path}"] = difference / max(np.abs(b).max(), 1e-3 * largest)
     # Not `<`: a nan is wrong too.
-    if os.environ.get("DBG"):
-        print(
-            "DBG",
-            max(wrong.values()),
-            max((v for k, v in wrong.items() if k.startswith("grads"))),
-            wrong["loss"],
-        )
     wrong = {name: error for name, error in wrong.items() if not error <= tolerance}
     assert not wrong, f"off by more than {tolerance}: {wrong}"
