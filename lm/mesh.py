@@ -6,6 +6,7 @@ here does nothing.
 """
 
 import contextlib
+import math
 
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -53,7 +54,10 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     written = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
-    require(len(open_axes) <= 1, f"{written}: only one axis can take what is left (-1).")
+    require(
+        len(open_axes) <= 1,
+        f"{written}: only one axis can take what is left (-1); give the others a size.",
+    )
     fixed = 1
     for axis, size in sizes.items():
         require(
@@ -65,10 +69,12 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
         sizes[open_axes[0]] = len(devices) // fixed
         fixed = len(devices)
     if fixed != len(devices):
-        remedy = "make their product divide that" if open_axes else "make one of them -1"
+        keep = math.gcd(max(fsdp, 1) * max(tensor, 1), len(devices))
+        fits = math.gcd(max(tensor, 1), keep)
         raise UserError(
             f"{written} needs {'a multiple of ' if open_axes else ''}{fixed} devices, but there "
-            f"are {len(devices)}; {remedy}."
+            f"are {len(devices)}; make one of them -1 and let the others divide that, as "
+            f"--config.mesh.data=-1 --config.mesh.fsdp={keep // fits} --config.mesh.tensor={fits}."
         )
     # On one device there is nothing to place, and plain types keep every JAX function usable.
     kind = AxisType.Explicit if len(devices) > 1 else AxisType.Auto
@@ -92,24 +98,35 @@ def check_mesh(mesh, model, batch_size, accumulation_steps=1):
             f"does not divide over the {shards} data shards of mesh {dict(mesh.shape)}; "
             f"the nearest that does is {nearest}."
         )
-    for key, size, count in (
-        ("d_model", model.d_model, fsdp),
-        ("num_heads", model.num_heads, tensor),
-        ("d_ff", model.d_ff, tensor),
-        ("vocab_size", model.vocab_size, tensor),
-    ):
-        axis = "fsdp" if key == "d_model" else "tensor"
-        require(
-            size % count == 0,
-            f"mesh.{axis}={count} does not divide model.{key}={size}; the next that it divides is "
-            f"--config.model.{key}={-(-size // count) * count}.",
-        )
-    kv_heads = model.num_kv_heads
     require(
-        kv_heads % tensor == 0 or tensor % kv_heads == 0,
-        f"mesh.tensor={tensor} neither divides model.num_kv_heads={kv_heads} nor is a multiple of "
-        "it; change one of them.",
+        model.d_model % fsdp == 0,
+        f"mesh.fsdp={fsdp} does not divide model.d_model={model.d_model}; "
+        f"--config.mesh.fsdp={math.gcd(fsdp, model.d_model)} --config.mesh.data=-1 does.",
     )
+    heads, kv_heads = model.num_heads, model.num_kv_heads
+
+    def fits(size):
+        return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+
+    if not fits(tensor):
+        largest = max(size for size in range(1, tensor) if tensor % size == 0 and fits(size))
+        remedy = f"--config.mesh.tensor={largest} --config.mesh.data=-1 fits"
+        require(
+            heads % tensor == 0,
+            f"mesh.tensor={tensor} does not divide model.num_heads={heads}; {remedy}, or a model "
+            f"of num_heads={-(-heads // tensor) * tensor}.",
+        )
+        raise UserError(
+            f"mesh.tensor={tensor} neither divides model.num_kv_heads={kv_heads} nor is a multiple "
+            f"of it; {remedy}."
+        )
+    for key in ("d_ff", "vocab_size"):
+        size = getattr(model, key)
+        require(
+            size % tensor == 0,
+            f"mesh.tensor={tensor} does not divide model.{key}={size}; the next that it divides is "
+            f"--config.model.{key}={-(-size // tensor) * tensor}.",
+        )
 
 
 def parameter_spec(dims, shape, mesh):

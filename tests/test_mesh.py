@@ -8,7 +8,16 @@ import pytest
 from configs.base import base
 from lm.config import resolve
 from lm.errors import UserError
-from lm.mesh import AXES, check_mesh, make_mesh, parameter_spec
+from lm.mesh import (
+    AXES,
+    check_mesh,
+    gathered,
+    local,
+    make_mesh,
+    parameter_spec,
+    put,
+    use_mesh,
+)
 
 EIGHT = jax.devices()[:8]
 
@@ -33,53 +42,92 @@ def test_what_is_left_is_taken(sizes, expected):
     assert tuple(mesh.shape[axis] for axis in AXES) == expected
 
 
+def remedied(message, sizes, keys):
+    """The mesh's sizes and the model's keys as the message proposes them."""
+    proposed = re.findall(r"--config\.(mesh|model)\.(\w+)=(-?\d+)", message)
+    assert proposed and "\n" not in message
+    sizes = {**sizes, **{key: int(size) for section, key, size in proposed if section == "mesh"}}
+    return sizes, {**keys, **{key: int(n) for section, key, n in proposed if section == "model"}}
+
+
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
         ({"data": 3}, "there are 8"),
         ({"data": 16}, "16 devices"),
+        ({"data": 2, "fsdp": 2}, "needs 4 devices"),
+        ({"data": 1, "fsdp": 3, "tensor": 2}, "needs 6 devices"),
+        ({"data": 1, "fsdp": 6, "tensor": 12}, "needs 72 devices"),
         ({"fsdp": 3}, "a multiple of 3"),
+        ({"data": 2, "fsdp": -1, "tensor": 5}, "a multiple of 10"),
+    ],
+)
+def test_a_mesh_of_other_devices_is_refused_and_the_one_proposed_is_not(sizes, says):
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        make_mesh(**sizes, devices=EIGHT)
+    assert make_mesh(**remedied(str(caught.value), sizes, {})[0], devices=EIGHT).size == 8
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
         ({"fsdp": -1}, "only one axis"),
         ({"tensor": 0}, "mesh.tensor=0"),
         ({"tensor": -2}, "mesh.tensor=-2"),
     ],
 )
-def test_a_mesh_of_other_devices_is_refused(sizes, says):
+def test_an_impossible_size_is_refused(sizes, says):
     with pytest.raises(UserError, match=re.escape(says)) as caught:
         make_mesh(**sizes, devices=EIGHT)
     assert "\n" not in str(caught.value)
 
 
-def test_the_batch_that_is_proposed_fits():
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("size", [2, 12, 20, 36])
+def test_the_batch_that_is_proposed_fits(size, parts):
     mesh, model = make_mesh(4, 2, 1, devices=EIGHT), model_of()
-    with pytest.raises(UserError, match="batch_size=20") as caught:
-        check_mesh(mesh, model, 20)
+    with pytest.raises(UserError, match=f"batch_size={size}") as caught:
+        check_mesh(mesh, model, size, parts)
     nearest = int(re.search(r"nearest that does is (\d+)", str(caught.value))[1])
-    check_mesh(mesh, model, nearest)
+    assert nearest % parts == 0
+    check_mesh(mesh, model, nearest, parts)
 
 
 @pytest.mark.parametrize(
-    ("mesh", "keys"),
+    ("sizes", "keys", "says"),
     [
-        ((1, 1, 8), {}),  # 4 heads
-        ((1, 1, 4), {"d_ff": 30}),
-        ((1, 1, 4), {"vocab_size": 66}),
-        ((1, 8, 1), {"d_model": 20}),
+        ({"tensor": 8}, {}, "mesh.tensor=8 does not divide model.num_heads=4"),
+        # Six heads would not divide the width of 16, nor two key heads six.
+        ({"tensor": 8}, {"num_kv_heads": 2}, "mesh.tensor=8 does not divide model.num_heads=4"),
+        ({"tensor": 4}, {"d_ff": 30}, "mesh.tensor=4 does not divide model.d_ff=30"),
+        ({"tensor": 4}, {"vocab_size": 66}, "mesh.tensor=4 does not divide model.vocab_size=66"),
+        ({"fsdp": 8}, {"d_model": 20}, "mesh.fsdp=8 does not divide model.d_model=20"),
+        (
+            {"tensor": 4},
+            {"num_kv_heads": 3, "num_heads": 12, "head_width": 4},
+            "mesh.tensor=4 neither divides model.num_kv_heads=3",
+        ),
     ],
 )
-def test_the_size_that_is_proposed_is_divided(mesh, keys):
-    mesh = make_mesh(*mesh, devices=EIGHT[: mesh[0] * mesh[1] * mesh[2]])
-    with pytest.raises(UserError, match="does not divide model") as caught:
-        check_mesh(mesh, model_of(**keys), 8)
-    key, size = re.search(r"--config\.model\.(\w+)=(\d+)", str(caught.value)).groups()
-    remedied = {**keys, key: int(size), "head_width": 4}
-    check_mesh(mesh, model_of(**remedied), 8)
+def test_a_model_that_the_mesh_does_not_divide_is_refused_and_the_remedy_fits(sizes, keys, says):
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        check_mesh(make_mesh(**sizes, devices=EIGHT), model_of(**keys), 8)
+    sizes, keys = remedied(str(caught.value), sizes, keys)
+    check_mesh(make_mesh(**sizes, devices=EIGHT), model_of(**keys), 8)
 
 
-def test_few_key_heads_are_copied_and_three_are_refused():
+def test_few_key_heads_are_copied():
     mesh = make_mesh(1, 1, 4, devices=EIGHT[:4])
     check_mesh(mesh, model_of(num_kv_heads=2), 8)
     spec = parameter_spec(("model", "kv_heads", "width"), (16, 2, 4), mesh)
     assert tuple(spec) == ("fsdp", None, None)
-    with pytest.raises(UserError, match="num_kv_heads=3"):
-        check_mesh(mesh, model_of(num_kv_heads=3, num_heads=12, head_width=4), 8)
+
+
+def test_a_function_without_a_mesh_or_on_one_device_is_left_alone():
+    def double(x):
+        return 2 * x
+
+    for mesh in (None, make_mesh(devices=EIGHT[:1])):
+        with use_mesh(mesh):
+            assert local(double, ("tokens",), "tokens") is double
+            assert put(3, "tokens") == gathered(3) == 3
