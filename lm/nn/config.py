@@ -81,6 +81,10 @@ class TransformerConfig:
             value = getattr(self, key)
             require(0 <= value < 1, f"model.{key}={value} must be a probability in [0, 1).")
         require(
+            self.position != "sinusoid" or self.d_model % 2 == 0,
+            f"model.d_model={self.d_model} is odd, but position='sinusoid' fills pairs of it.",
+        )
+        require(
             self.position != "rope" or self.head_width % 2 == 0,
             f"model.head_width={self.head_width} is odd, but position='rope' turns pairs of it.",
         )

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.errors import UserError
 from lm.nn.params import bind
 from lm.nn.positions import LearnedPositions, rotate, rotation, sinusoid
 from tests.nn.tiny import tiny
@@ -58,3 +59,13 @@ def test_learned_positions_are_rows_of_the_table():
     positions = np.array([[0, 8, 3], [1, 1, 2]])
     ours = bind(LearnedPositions(model), {"table_PD": jnp.asarray(table)})(positions)
     np.testing.assert_array_equal(ours, table[positions])
+
+
+@pytest.mark.parametrize(
+    ("position", "key"), [("sinusoid", "model.d_model"), ("rope", "model.head_width")]
+)
+def test_pairs_need_an_even_width(position, key):
+    with pytest.raises(UserError, match=f"{key}=15 is odd"):
+        tiny({"model.position": position, "model.head_width": 15, "model.d_model": 15})
+    keys = {"model.position": position, "model.head_width": 15, "model.d_model": 15}
+    tiny({**keys, key: 16})

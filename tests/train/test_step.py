@@ -12,7 +12,7 @@ from lm.config import resolve
 from lm.mesh import make_mesh, sharding, use_mesh
 from lm.nn.transformer import Transformer
 from lm.train.state import abstract_state, initial_state
-from lm.train.step import make_train_step
+from lm.train.step import fingerprint, make_train_step
 
 V, B, T = 16, 8, 8
 
@@ -116,6 +116,42 @@ def test_a_fingerprint_is_of_contents_and_order_and_of_no_mesh():
     one = of(one_device())
     assert of(make_mesh(2, 2, 2, devices=jax.devices()[:8])) == one
     assert len({one, of(one_device(), swap_rows), of(one_device(), add_one)}) == 3
+
+
+def moved(arrays):
+    """One from a target to the token at its place."""
+    arrays["targets"][0, 1, 2] -= 1
+    arrays["tokens"][0, 1, 2] += 1
+
+
+def exchanged(arrays):
+    arrays["tokens"], arrays["targets"] = arrays["targets"], arrays["tokens"]
+
+
+def reweighted(arrays):
+    arrays["weights"][0, 0, 0] = 0.7
+
+
+def turned(arrays):
+    arrays["tokens"][0] = arrays["tokens"][0, ::-1]
+
+
+def without_weights(arrays):
+    del arrays["weights"]
+
+
+def test_a_fingerprint_tells_every_small_change():
+    def of(change):
+        rng = np.random.default_rng(0)
+        arrays = {name: rng.integers(1, V, (2, 4, 8), np.int32) for name in ("tokens", "targets")}
+        arrays["weights"] = np.full((2, 4, 8), 0.5, np.float32)
+        change(arrays)
+        return tuple(fingerprint(jax.tree.map(jnp.asarray, arrays)).tolist())
+
+    changes = (lambda arrays: None, moved, exchanged, reweighted, turned, without_weights)
+    found = [of(change) for change in changes]
+    # Each of the two numbers tells them apart by itself.
+    assert len({first for first, _ in found}) == len({second for _, second in found}) == len(found)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
