@@ -7,10 +7,12 @@ without it, or empty, the model begins a document. Each sample is printed after 
 speed to stderr.
 """
 
+import dataclasses
 import json
 import sys
 import time
 
+import lm
 from experiments import cli
 from lm.errors import UserError, require
 
@@ -43,7 +45,6 @@ def generate(argv):
     step = settings.pop("step", None)
     axes = [name for name in settings if name.startswith("mesh.")]
     mesh = {name.removeprefix("mesh."): settings.pop(name) for name in axes}
-    import lm
     from lm.sampling.sample import check_settings
 
     check_settings(**settings)
@@ -87,17 +88,16 @@ def numbers(arguments):
 
 
 def show(prompts, samples, as_json):
-    first = True
-    for prompt, of_prompt in zip(prompts, samples, strict=True):
-        for number, sample in enumerate(of_prompt):
-            if as_json:
-                content = {"prompt": prompt, "sample": number, "text": sample.text}
-                print(json.dumps({**content, "tokens": sample.tokens, "ended": sample.ended}))
-                continue
-            if not first:
-                print("-" * 20)
-            print(f"{prompt}{sample.text}")
-            first = False
+    rows = [
+        (prompt, number, sample)
+        for prompt, of_prompt in zip(prompts, samples, strict=True)
+        for number, sample in enumerate(of_prompt)
+    ]
+    if as_json:
+        for prompt, number, sample in rows:
+            print(json.dumps({"prompt": prompt, "sample": number, **dataclasses.asdict(sample)}))
+    else:
+        print(f"\n{'-' * 20}\n".join(f"{prompt}{sample.text}" for prompt, _, sample in rows))
 
 
 if __name__ == "__main__":

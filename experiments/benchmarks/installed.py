@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -18,24 +19,21 @@ def measure(arguments):
 
 
 def required(name):
-    """What a distribution requires on this machine, and what that requires: a set of names."""
-    found, waiting = set(), [(name, "")]
-    seen = set(waiting)
+    """The names of what a distribution requires on this machine, and of what that requires."""
+    found, waiting = set(), [name]
     while waiting:
-        name, extra = waiting.pop()
-        for line in importlib.metadata.requires(name) or ():
+        for line in importlib.metadata.requires(waiting.pop()) or ():
             requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                needed = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            needed = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            if needed not in found and (
+                requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            ):
                 found.add(needed)
-                for pair in ((needed, part) for part in ("", *requirement.extras)):
-                    if pair not in seen:
-                        seen.add(pair)
-                        waiting.append(pair)
+                waiting.append(needed)
     return found
 
 
 def size_of(name):
     """Bytes on disk of what pip installed."""
-    paths = {file.locate().resolve() for file in importlib.metadata.files(name) or ()}
+    paths = {Path(file.locate()).resolve() for file in importlib.metadata.files(name) or ()}
     return sum(path.stat().st_size for path in paths if path.is_file())

@@ -2,6 +2,7 @@
 
 import os
 import pydoc_data.topics
+import resource
 import statistics
 import subprocess
 import sys
@@ -32,19 +33,22 @@ def first_step(arguments):
     for python in arguments.python:
         with tempfile.TemporaryDirectory() as folder:
             text = write_text(folder)
-            seconds = [until_first_step(python, folder, text, run) for run in range(1 + RUNS)]
+            cold, *runs = (until_first_step(python, folder, text, run) for run in range(1 + RUNS))
+        wall, cpu = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
+        least = min(seconds for seconds, _ in runs)
         print(
-            f"    {python}: {statistics.median(seconds[1:]):.1f} s ({min(seconds[1:]):.1f} to "
-            f"{max(seconds[1:]):.1f}); tokens not yet stored: {seconds[0]:.1f} s",
+            f"    {python}: {wall:.1f} s, fastest {least:.1f}, CPU time {cpu:.1f}; tokens not yet "
+            f"stored: {cold[0]:.1f} s",
             flush=True,
         )
 
 
 def until_first_step(python, folder, text, run):
+    """(wall, CPU) seconds from the start of the process to its first line of metrics."""
     workdir = Path(folder) / f"run{run}"
     command = [python, "-m", "experiments.train", "--config=configs/shakespeare.py"]
     environment = {**os.environ, "LM_CACHE": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    start = time.perf_counter()
+    start, used = time.perf_counter(), _children_seconds()
     process = subprocess.Popen(
         [*command, f"--workdir={workdir}", f"--config.data.path={text}"],
         cwd=ROOT,
@@ -58,10 +62,16 @@ def until_first_step(python, folder, text, run):
             if process.poll() is not None or time.perf_counter() - start > LIMIT:
                 raise RuntimeError(f"{process.args} made no step; status {process.returncode}")
             time.sleep(0.01)
-        return time.perf_counter() - start
+        wall = time.perf_counter() - start
     finally:
         process.kill()
         process.wait()
+    return wall, _children_seconds() - used
+
+
+def _children_seconds():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def import_time(arguments):

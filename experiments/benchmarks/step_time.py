@@ -12,8 +12,8 @@ PAIRS = 10
 
 def measure(arguments):
     print(f"  float32, AdamW, clipping, {THREADS} threads; ratio = PyTorch's time / lm's")
-    for size, shape in SIZES.items():
-        print(f"  {size}: layers, width, heads, context, batch {shape}; target > {TARGETS[size]}")
+    for size, target in TARGETS.items():
+        print(f"  {size}: layers, width, heads, context, batch {SIZES[size]}; target > {target}")
         for python in arguments.python:
             with (
                 Worker(arguments.torch, "torch_worker", size) as torch,

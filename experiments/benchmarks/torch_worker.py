@@ -5,13 +5,11 @@ As nanoGPT has it: fused query, key and value product, scaled_dot_product_attent
 
 import sys
 
+import torch  # ty: ignore
+from torch import nn  # ty: ignore
+from torch.nn import functional as F  # ty: ignore
+
 from experiments.benchmarks import worker
-
-worker.keep_to_threads()
-
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
 
 
 class Block(nn.Module):
@@ -56,6 +54,7 @@ class Transformer(nn.Module):
 
 
 def main(size):
+    worker.keep_to_threads()
     torch.set_num_threads(worker.THREADS)
     torch.manual_seed(0)
     layers, width, heads, length, batch = worker.SIZES[size]

@@ -14,8 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
-# layers, width, heads, context, batch: nanoGPT's CPU configuration, and one 24 times as costly.
-SIZES = {"small": (4, 128, 4, 64, 12), "large": (6, 384, 6, 256, 8)}
+# layers, width, heads, context, batch: nanoGPT's CPU configuration, one 24 times as costly, and one
+# for tests.
+SIZES = {"small": (4, 128, 4, 64, 12), "large": (6, 384, 6, 256, 8), "tiny": (1, 16, 2, 8, 2)}
 VOCAB = 65
 WARMUP = 5  # steps
 
@@ -63,16 +64,17 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._process.stdin and self._process.stdout
+        self._questions, self._answers = self._process.stdin, self._process.stdout
         self.about = self._read()
 
     def steps(self, number):
         """(wall, CPU) seconds per step."""
-        self._process.stdin.write(f"{number}\n")
-        self._process.stdin.flush()
+        print(number, file=self._questions, flush=True)
         return [seconds / number for seconds in self._read()]
 
     def _read(self):
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
         return json.loads(line)
@@ -81,5 +83,5 @@ class Worker:
         return self
 
     def __exit__(self, *_):
-        self._process.stdin.close()
+        self._questions.close()
         self._process.wait()

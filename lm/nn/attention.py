@@ -168,7 +168,8 @@ def written(cache_LBKSH, x_BTKH, place):
     """
     layer, index = place
     x_LBKSH = x_BTKH.swapaxes(1, 2)[None]
-    cache_LBKSH = jax.lax.dynamic_update_slice(cache_LBKSH, x_LBKSH, (layer, 0, 0, index, 0))
+    start = [jnp.asarray(n, jnp.int32) for n in (layer, 0, 0, index, 0)]
+    cache_LBKSH = jax.lax.dynamic_update_slice(cache_LBKSH, x_LBKSH, start)
     return cache_LBKSH[layer].swapaxes(1, 2), cache_LBKSH
 
 

@@ -31,9 +31,9 @@ def clip(max_norm):
     By one factor, so that it fuses with Adam; optax divides and selects, each gradient in memory.
     """
 
-    def update(grads, state, params=None):
-        factor = max_norm / jnp.maximum(optax.global_norm(grads), max_norm)
-        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), state
+    def update(updates, state, params=None):
+        factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
