@@ -20,17 +20,17 @@ def measure(arguments):
 
 def required(name):
     """The names of what a distribution requires on this machine, and of what that requires."""
-    found, waiting = set(), [name]
+    waiting, seen = [(name, "")], {(name, "")}
     while waiting:
-        for line in importlib.metadata.requires(waiting.pop()) or ():
+        name, extra = waiting.pop()
+        for line in importlib.metadata.requires(name) or ():
             requirement = Requirement(line)
-            needed = re.sub(r"[-_.]+", "-", requirement.name).lower()
-            if needed not in found and (
-                requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            ):
-                found.add(needed)
-                waiting.append(needed)
-    return found
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                needed = re.sub(r"[-_.]+", "-", requirement.name).lower()
+                new = {(needed, part) for part in ("", *requirement.extras)} - seen
+                seen |= new
+                waiting += new
+    return {name for name, _ in seen} - {"lm"}
 
 
 def size_of(name):
