@@ -37,8 +37,7 @@ from lm.errors import RunError, UserError, require
 MANIFEST = "manifest.json"
 FILE_BLOCK = 2**22  # bytes
 HOST_CHUNK = 2**22  # words
-READERS = 8  # threads
-
+READERS = 8  
 
 class Damaged(Exception):
     """A checkpoint that is not what was saved."""
@@ -89,7 +88,7 @@ class Checkpoints:
             entries[name] = {"shape": list(data.shape), "dtype": str(data.dtype)}
             if _is_key(leaf):
                 entries[name]["key"] = str(jax.random.key_impl(leaf))
-        checksums = {name: checksum_on_device(array) for name, array in arrays.items()}
+        checksums = _checksums(arrays)
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         with self._writing(step):
             if step in self._damaged:
@@ -473,13 +472,22 @@ def checksum_on_host(array):
     return total % 2**32
 
 
-def _first_change(arrays, entries):
-    """Which of the arrays that were read is not what was saved, or None."""
+def _checksums(arrays):
+    """{name: checksum} of {name: array}, where the arrays are."""
     checksums = {}
+    # One at a time, and after the step that made the arrays: on many fake devices and few cores,
+    # programs that wait for one another's sums can hold every thread until XLA aborts the process.
+    jax.block_until_ready([array for array in arrays.values() if isinstance(array, jax.Array)])
     for name, array in arrays.items():
+        jax.block_until_ready(checksums)
         on_host = isinstance(array, np.ndarray)
         checksums[name] = (checksum_on_host if on_host else checksum_on_device)(array)
-    for name, checksum in jax.device_get(checksums).items():
+    return checksums
+
+
+def _first_change(arrays, entries):
+    """Which of the arrays that were read is not what was saved, or None."""
+    for name, checksum in jax.device_get(_checksums(arrays)).items():
         if checksum != entries[name]["checksum"]:
             return f"the checksum of {name} is {checksum}, saved was {entries[name]['checksum']}"
     return None

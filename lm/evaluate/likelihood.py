@@ -8,6 +8,8 @@ import jax
 from lm.data.loader import place, prefetch
 from lm.mesh import sharding
 
+IN_FLIGHT = 8  # batches on the devices, or on their way
+
 
 class Likelihood:
     """evaluate(params) -> {"eval/loss", "eval/bits_per_byte"} over the whole validation part.
@@ -25,10 +27,11 @@ class Likelihood:
         )
 
     def __call__(self, params):
-        sums = [
-            self.eval_step(params, batch)
-            for batch in prefetch(self.place, range(len(self.batches)), self.ahead)
-        ]
+        sums = []
+        for batch in prefetch(self.place, range(len(self.batches)), self.ahead):
+            sums.append(self.eval_step(params, batch))
+            # Not all at once: batches would fill the memory, and XLA's CPU devices can deadlock.
+            jax.block_until_ready(sums[-IN_FLIGHT:][0])
         # Summed on the host in float64: float32 loses digits over millions of tokens.
         columns = zip(*jax.device_get(sums), strict=True)
         nats, weights = (math.fsum(map(float, column)) for column in columns)

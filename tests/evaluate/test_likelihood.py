@@ -10,7 +10,7 @@ import pytest
 from lm.config import DataConfig
 from lm.data.loader import ValidationBatches
 from lm.data.store import TokenStore
-from lm.evaluate.likelihood import Likelihood
+from lm.evaluate.likelihood import IN_FLIGHT, Likelihood
 from lm.mesh import make_mesh, use_mesh
 
 NUM_TOKENS, NUM_BYTES, V = 203, 1000, 11
@@ -81,3 +81,20 @@ def test_sums_of_many_batches_lose_nothing():
 
     values = Likelihood(step, batches, NUM_BYTES, mesh, ahead=1)(None)
     assert values["eval/loss"] == (2**24 + len(batches) - 1) / (NUM_TOKENS - 1)
+
+
+def test_few_batches_are_on_the_devices_at_once():
+    mesh, waited, begun = mesh_of((1, 1, 1)), [], []
+
+    class Pending(float):
+        def block_until_ready(self):
+            waited.append(self)
+
+    def step(params, batch):
+        assert len(begun) < len({*waited}) + IN_FLIGHT
+        begun.append(Pending(len(begun)))
+        return begun[-1], 1.0
+
+    batches = ValidationBatches(store_of(), config_of(1, "shuffled"))
+    Likelihood(step, batches, NUM_BYTES, mesh, ahead=1)(None)
+    assert len(begun) == len(batches) > 2 * IN_FLIGHT
