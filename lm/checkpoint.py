@@ -37,7 +37,8 @@ from lm.errors import RunError, UserError, require
 MANIFEST = "manifest.json"
 FILE_BLOCK = 2**22  # bytes
 HOST_CHUNK = 2**22  # words
-READERS = 8  
+READERS = 8  # threads
+
 
 class Damaged(Exception):
     """A checkpoint that is not what was saved."""

@@ -71,6 +71,16 @@ def test_softmax_is_not_in_low_precision():
     np.testing.assert_allclose(np.float32(out), 1, atol=2**-8)
 
 
+def test_scores_are_not_rounded_to_low_precision():
+    # Scores of about 40: between two bfloat16 numbers there, probabilities differ by a quarter.
+    rng = np.random.default_rng(1)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, 16, 2, 64)), jnp.bfloat16) for _ in range(3))
+    positions = jnp.arange(16)[None]
+    out = plain(q, k, v, Visible(positions, positions), scale=2.0)
+    expected = by_loops(*(np.float64(x) for x in (q, k, v)), None, 2.0)
+    assert np.abs(np.float64(out) - expected).max() < 0.03
+
+
 def test_scores_too_large_for_float16_stay_finite():
     q = k = jnp.full((1, 4, 1, H), 100, jnp.float16)
     v = jnp.ones((1, 4, 1, H), jnp.float16)

@@ -1,0 +1,134 @@
+"""generate as a command: what it prints, what it takes, and how it refuses."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import lm
+from configs.base import base
+from experiments import cli
+from experiments.generate import generate
+from lm.checkpoint import Checkpoints
+from lm.config import resolve
+from lm.data.tokenizer import ByteTokenizer
+from lm.nn.params import initialise
+from lm.nn.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run with checkpoints 3 and 5; that of 7 diverged."""
+    keys = base()
+    keys.model.update(d_model=16, num_layers=1, num_heads=4, vocab_size=260, initializer_std=0.3)
+    keys.data.sequence_length = 32
+    keys.checkpoint.keep_last = 9
+    config, folder = resolve(keys, 257), tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    ByteTokenizer().save(folder)
+    with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+        for step in (3, 5, 7):
+            params = initialise(Transformer(config.model), step)
+            if step == 7:
+                params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+            checkpoints.save(step, {"params": params}, wait=True)
+    return folder
+
+
+@pytest.fixture
+def run(workdir, capsys):
+    def run(*flags, workdir=workdir):
+        """(exit code, stdout, stderr)"""
+        status = cli._status(generate, [f"--workdir={workdir}", *flags])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+FLAGS = ("--prompt=def f(", "--prompt", "世界", "--num_tokens=12", "--num_samples=2", "--seed=4")
+
+
+def test_samples_as_json_are_those_of_the_library(run, workdir):
+    more = ("--step=3", "--temperature=0.9", "--top_k=99", "--top_p=0.95", "--json")
+    status, out, err = run(*FLAGS, *more)
+    prompts = ["def f(", "世界"]
+    settings = {"temperature": 0.9, "top_k": 99, "top_p": 0.95, "seed": 4, "num_samples": 2}
+    expected = lm.generate(lm.load(workdir, 3), prompts, 12, **settings)
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"prompt": prompt, "sample": number, **dataclasses.asdict(sample)}
+        for prompt, samples in zip(prompts, expected, strict=True)
+        for number, sample in enumerate(samples)
+    ]
+    count = sum(len(sample.tokens) for samples in expected for sample in samples)
+    assert status == 0 and err.startswith(f"{count} tokens in ")
+    assert err.endswith(" tokens/s, compilation included\n")
+
+
+def test_samples_to_be_read_and_a_mesh(run):
+    flags = (*FLAGS, "--step=5")
+    status, out, _ = run(*flags)
+    parts = out.removesuffix("\n").split(f"\n{'-' * 20}\n")
+    assert status == 0 and len(parts) == 4
+    assert all(part.startswith(("def f(", "世界")[n // 2]) for n, part in enumerate(parts))
+    assert run(*flags, "--mesh.data=2", "--mesh.tensor=2")[:2] == (0, out)
+
+
+def test_without_a_prompt_it_begins_a_document(run, workdir):
+    status, out, _ = run("--step=5", "--num_tokens=12", "--temperature=0")
+    [[sample]] = lm.generate(lm.load(workdir, 5), "", 12, temperature=0)
+    assert (status, out) == (0, f"{sample.text}\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "named"),
+    [
+        (["--num_tokens=0"], 2, "num_tokens=0 is not possible; it must be a whole number, 1 or"),
+        (["--num_tokens=ten"], 2, "--num_tokens=ten must be a whole number."),
+        (["--num_tokens=99"], 2, "prompts[0] has 1 tokens and the model 32 positions, which"),
+        (["--temperature=-1"], 2, "temperature=-1.0 is not possible; it must be 0, which is"),
+        (["--temperature=hot"], 2, "--temperature=hot must be a number."),
+        (["--top_p=0"], 2, "top_p=0.0 is not possible; it must be in (0, 1]"),
+        (["--top_p=1.1"], 2, "top_p=1.1 is not possible"),
+        (["--top_k=-3"], 2, "top_k=-3 is not possible; it must be a whole number, 0 or more"),
+        (["--seed=0.5"], 2, "--seed=0.5 must be a whole number."),
+        (["--num_samples=0"], 2, "num_samples=0 is not possible"),
+        (["--step=4"], 2, "has no checkpoint 4; it has: 3, 5, 7."),
+        (["--mesh.tensor=3"], 2, "mesh.tensor=3 does not divide model.num_heads=4"),
+        (["--mesh.data=9"], 2, "mesh.data=9 mesh.fsdp=1 mesh.tensor=1 needs 9 devices"),
+        (["--mesh.rows=2"], 2, "--mesh.rows is not a flag."),
+        (["--seed=1", "--seed=2"], 2, "--seed is given twice"),
+        (["--prompt"], 2, "--prompt needs a value: --prompt=TEXT."),
+        (["--prompt", "--json"], 2, "--prompt needs a value: --prompt=TEXT."),
+        (["--num_tokens=5"], 1, "the logits after prompts[0] are not finite"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_refused_with_one_line(run, flags, status, named):
+    found, out, err = run(*flags)
+    assert (found, out) == (status, "")
+    assert err.startswith("error: ") and named in err and err.count("\n") == 1
+
+
+def test_workdirs_that_are_none(run, workdir, tmp_path):
+    for folder, named in (
+        (tmp_path / "nowhere", "nowhere is not a folder"),
+        (tmp_path, "config.json"),
+    ):
+        status, out, err = run(workdir=folder)
+        assert (status, out, err.count("\n")) == (2, "", 1) and named in err
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((workdir / name).read_text())
+    status, _, err = run(workdir=tmp_path)
+    assert status == 2 and "checkpoint" in err and "train" in err
+
+
+def test_a_workdir_is_needed(capsys):
+    assert cli._status(generate, ["--prompt=a"]) == 2
+    assert "--workdir=FOLDER is missing" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text(run):
+    status, out, _ = run("--step=5", "--num_tokens=3", "--prompt=a\udcff")
+    assert status == 0 and out.startswith("a?")
