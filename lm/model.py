@@ -54,7 +54,8 @@ class LanguageModel:
             value = None if value is None else self._checked(name, value, size)
             require(
                 value is None or value.shape == tokens.shape,
-                f"{name} of shape {getattr(value, 'shape', ())} must have the shape of tokens, {tokens.shape}.",
+                f"{name} of shape {getattr(value, 'shape', ())} must have the shape of tokens, "
+                f"{tokens.shape}.",
             )
             arrays.append(value)
         with use_mesh(self.mesh):

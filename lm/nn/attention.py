@@ -187,4 +187,4 @@ def keep_mask(key, shape, rate, name):
     """
     place = None if current_mesh() is None else ACTIVATIONS[name]
     bits = jax.random.bits(key, shape, jnp.uint32, out_sharding=place)
-    return (bits >= jnp.uint32(rate * 2**32)) / (1 - rate)
+    return (bits >= jnp.uint32(rate * 2**32)).astype(float) / (1 - rate)

@@ -72,13 +72,13 @@ def test_softmax_is_not_in_low_precision():
 
 
 def test_scores_are_not_rounded_to_low_precision():
-    # Scores of about 40: between two bfloat16 numbers there, probabilities differ by a quarter.
+    # Scores of up to 100: between two bfloat16 numbers there, probabilities differ by a third.
     rng = np.random.default_rng(1)
     q, k, v = (jnp.asarray(rng.standard_normal((1, 16, 2, 64)), jnp.bfloat16) for _ in range(3))
     positions = jnp.arange(16)[None]
-    out = plain(q, k, v, Visible(positions, positions), scale=2.0)
-    expected = by_loops(*(np.float64(x) for x in (q, k, v)), None, 2.0)
-    assert np.abs(np.float64(out) - expected).max() < 0.03
+    out = plain(q, k, v, Visible(positions, positions), scale=4.0)
+    expected = by_loops(*(np.float64(x) for x in (q, k, v)), None, 4.0)
+    assert np.abs(np.float64(out) - expected).max() < 0.01
 
 
 def test_scores_too_large_for_float16_stay_finite():
