@@ -26,7 +26,7 @@ parity: $(PARITY)/.installed ## logits against transformers, in an environment w
 	$(PARITY)/bin/python -m pytest -m parity
 
 kills: setup ## 40 kills at random moments, each resumed bit for bit
-	LM_KILLS=40 $(PYTEST) -m kills
+	LM_KILLS=40 $(PYTEST) -m kills -rP
 
 composition: setup ## every row of the composition matrix: at most 45 minutes
 	LM_COMPOSITION_ROWS=200 $(PYTEST) tests/composition

@@ -49,6 +49,7 @@ class Tiny:
     """Tiny runs of the text in a file; `keys` are what differs from KEYS, None leaves one out."""
 
     text: Path
+    cache: Path  # of token stores; not shared, as who waits for another builder says so
 
     def arguments(self, workdir, keys=()):
         keys = {"data.path": self.text, **KEYS, **dict(keys)}
@@ -60,6 +61,7 @@ class Tiny:
         out, err, all_devices = io.StringIO(), io.StringIO(), jax.devices()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
+            patch.setenv("LM_CACHE", str(self.cache))
             patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # put back what the command adds
             patch.setattr(jax, "devices", lambda: all_devices[:devices])
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -72,7 +74,7 @@ class Tiny:
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.train", *self.arguments(workdir, keys)],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flags, **environment},
+            env={**os.environ, "LM_CACHE": str(self.cache), "XLA_FLAGS": flags, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -84,9 +86,9 @@ def tiny(tmp_path_factory):
     """Tiny runs of real text that every machine has: chapters of Python's help."""
     from pydoc_data.topics import topics
 
-    path = tmp_path_factory.mktemp("text") / "help.txt"
-    path.write_text("\n".join(topics[name] for name in sorted(topics)[:12]))
-    return Tiny(path)
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "help.txt").write_text("\n".join(topics[name] for name in sorted(topics)[:12]))
+    return Tiny(folder / "help.txt", folder / "cache")
 
 
 @pytest.fixture(scope="session")
