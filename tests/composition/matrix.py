@@ -238,6 +238,7 @@ class Outcome:
     """Of one train step, on the host. grads and updates (of the parameters): {path: array}."""
 
     loss: float
+    grad_norm: float
     fingerprint: list
     grads: dict
     updates: dict
@@ -263,6 +264,7 @@ def run(config, batch):
     state, metrics = jax.device_get((state, metrics))
     return Outcome(
         loss=float(metrics["loss"]),
+        grad_norm=float(metrics["grad_norm"]),
         fingerprint=metrics["fingerprint"].tolist(),
         grads=_by_path(state.opt_state[0]),
         updates=_by_path(jax.tree.map(np.subtract, state.params, params)),
@@ -296,7 +298,10 @@ def _by_path(tree):
 
 def compare(outcome, reference, tolerance):
     """Raise AssertionError that lists what differs by more than the tolerance."""
-    wrong = {"loss": abs(outcome.loss - reference.loss) / abs(reference.loss)}
+    wrong = {}
+    for name in ("loss", "grad_norm"):
+        expected = getattr(reference, name)
+        wrong[name] = abs(getattr(outcome, name) - expected) / abs(expected)
     for kind in ("grads", "updates"):
         ours, theirs = getattr(outcome, kind), getattr(reference, kind)
         assert ours.keys() == theirs.keys()
