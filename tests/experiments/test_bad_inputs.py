@@ -246,7 +246,7 @@ def test_a_full_disk(tiny, stopped, finished, tmp_path, exact, hashes):
         (tiny.start(full, **read_only), ["metrics.jsonl cannot be written", "No space left"]),
     ]
     for process, named in started:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         one_line(process.returncode, err, named)
         assert process.returncode == 1
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]

@@ -81,7 +81,7 @@ def wait(process, arrived):
 
 def end(process):
     """0, or -SIGKILL, once it has ended; either way it has complained of nothing."""
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode in (0, -signal.SIGKILL), err) == (True, "")
     return process.returncode
 

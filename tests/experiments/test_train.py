@@ -117,7 +117,7 @@ def test_a_signal_saves_and_ends_well_and_the_run_goes_on_bit_for_bit(
         while logged(workdir) <= seen and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         seen = logged(workdir) + 1
         assert (process.returncode, err) == (0, "")
         step = steps(workdir)[-1]
