@@ -1,7 +1,4 @@
-"""How a model knows where a token stands:
-
-a learned table, sinusoids, or rotations of queries and keys.
-"""
+"""How a model knows where a token stands: a table, sinusoids, or rotated queries and keys."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -51,9 +48,9 @@ def rotation(positions_BT, head_width, theta, dtype):
 
 
 def rotate(x_BTNH, cos_sin):
-    """Turn the pairs (i, i + H/2) of each head by the angle of its position:
+    """Turn the pairs (i, i + H/2) of each head by the angle of its position.
 
-    the half-split layout of Llama.
+    It is the half-split layout of Llama in Hugging Face's format.
     """
     cos, sin = cos_sin
     a, b = jnp.split(x_BTNH.astype(cos.dtype), 2, -1)

@@ -27,10 +27,10 @@ PLACEMENTS = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every layer shares:
+    """What every layer is given besides its input.
 
-    who sees whom, the rotations of this batch, and where the cache is written: the index of its
-    next token and, set for each, the number of the layer.
+    visible: who sees whom. rotation: of this batch's queries and keys, or None. index: the next
+    token of the cache, or None without one. layer: its number, which `run_layers` sets.
     """
 
     visible: Visible
@@ -219,9 +219,9 @@ class Transformer(nnx.Module):
 
 
 def put_rows(x_BTD):
-    """Embeddings of positions:
+    """Position embeddings, laid out to be added to the residual.
 
-    whole on every device if one row serves the whole batch, else as the residual.
+    A single row, which serves the whole batch, stays whole on every device.
     """
     return x_BTD if x_BTD.shape[0] == 1 else put(x_BTD, "residual")
 

@@ -39,9 +39,9 @@ def clip(max_norm):
 
 
 def decay_mask(params, kind):
-    """True where a parameter decays:
+    """The tree of params with True where one decays.
 
-    `all`; `matrices`, neither norms nor biases; `kernels`, nor embeddings either.
+    kind: "all"; "matrices": all but norms and biases; "kernels": nor the embeddings.
     """
 
     def decays(path, _):
