@@ -73,7 +73,12 @@ def content(data, config):
 
 
 def read_config(workdir):
-    """The content of config.json, checked; None of a run that has yet to log or save a step."""
+    """The content of config.json, checked; None of a run that has yet to log or save a step.
+
+    Raises UserError too if metrics.jsonl is damaged, of which no curve could be drawn at the end.
+    """
+    from lm.track.metrics import read_metrics
+
     path, metrics = workdir / "config.json", workdir / "metrics.jsonl"
     logged = metrics.is_file() and metrics.stat().st_size
     if not logged and not any((workdir / "checkpoints").glob("*")):
@@ -89,6 +94,8 @@ def read_config(workdir):
             f"{path} is not the configuration of a run of this version ({error}); "
             "mend it, or give another --workdir."
         ) from error
+    if logged:
+        read_metrics(metrics)
     return saved
 
 
@@ -101,7 +108,7 @@ def run(workdir, data, config):
 
     from lm.checkpoint import Checkpoints
     from lm.cluster.signals import interruptions
-    from lm.data.loader import Batches, place, prefetch
+    from lm.data.loader import Batches, abstract_batch, place, prefetch
     from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
     from lm.nn.transformer import Transformer
     from lm.track.metrics import MetricsWriter
@@ -110,7 +117,7 @@ def run(workdir, data, config):
     from lm.train.loop import Hooks
     from lm.train.loop import train as train_loop
     from lm.train.state import abstract_state, initial_state
-    from lm.train.step import make_train_step
+    from lm.train.step import compile_ahead, make_train_step
 
     num_steps, parts = config.train.num_steps, config.train.accumulation_steps
     mesh, metrics = make_mesh(**dataclasses.asdict(config.mesh)), config.metrics
@@ -125,14 +132,15 @@ def run(workdir, data, config):
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
         interruptions() as signals,
     ):
+        layout = sharding(mesh, "microbatches")
+        batch = abstract_batch(config.data, layout, parts)
+        compiled = compile_ahead(train_step, template, batch)
         restored = checkpoints.restore(template)
         state = restored[1] if restored else initial_state(model, config, mesh)
         if restored:
             print(f"resumed from {workdir / 'checkpoints' / str(restored[0])}", flush=True)
         first = int(state.step)
-        make = functools.partial(
-            place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
-        )
+        make = functools.partial(place, batches, sharding=layout, accumulation=parts)
         with (
             MetricsWriter(
                 workdir, metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
@@ -149,7 +157,7 @@ def run(workdir, data, config):
                 profile=profiler,
                 interrupted=lambda: signals.requested,
             )
-            state, why = train_loop(state, train_step, stream, config, hooks)
+            state, why = train_loop(state, compiled.result(), stream, config, hooks)
     finish(workdir, first, int(state.step), config, why)
 
 

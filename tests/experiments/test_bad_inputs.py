@@ -155,6 +155,11 @@ RESUMED = [
     (rewrite("tokenizer.json", lambda text: text[:9]), {}, ["tokenizer.json is not JSON"]),
     (rewrite("tokenizer.json", lambda text: "{}"), {}, ["it names no kind that we know"]),
     (remove("tokenizer.json"), {}, ["there is no tokenizer at"]),
+    (
+        rewrite("metrics.jsonl", lambda text: text.replace("\n", "\nfull disk\n", 1)),
+        {},
+        ["line 2 of", "metrics.jsonl is not a logged step; remove the line"],
+    ),
     (rewrite("environment.json", lambda text: text[:99]), {}, ["not JSON", "move it away"]),
     (rewrite("environment.json", lambda text: "{}"), {}, ["not a list", "move it away"]),
     (damage_every_checkpoint, {}, ["No good checkpoint", "Put back a copy of one, or move the"]),
@@ -172,6 +177,21 @@ def test_a_run_to_resume(damage, keys, named, stopped, tiny, hashes):
     status, _, err = tiny.run(workdir, keys)
     one_line(status, err, named, last_only=damage is damage_every_checkpoint)
     assert hashes(workdir) == before
+
+
+def test_a_damaged_line_is_refused_and_without_it_the_run_goes_on(stopped, finished, tiny, exact):
+    """The half line that a kill leaves at the end is no damage."""
+    workdir = stopped(20)
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([*lines[:3], '{"step": 3, "tr{"step"\n', *lines[3:], '{"step": 2']))
+    status, out, err = tiny.run(workdir)
+    one_line(status, err, [f"line 4 of {metrics} is not a logged step; remove the line."])
+    assert out == ""  # not even what will be trained
+    damaged = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([*damaged[:3], *damaged[4:]]))
+    assert tiny.run(workdir)[0] == 0
+    assert exact(workdir) == exact(finished)
 
 
 def test_a_workdir_that_cannot_be(tiny, files):
