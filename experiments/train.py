@@ -108,7 +108,7 @@ def run(workdir, data, config):
 
     from lm.checkpoint import Checkpoints
     from lm.cluster.signals import interruptions
-    from lm.data.loader import Batches, abstract_batch, place, prefetch
+    from lm.data.loader import Batches, place, prefetch
     from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
     from lm.nn.transformer import Transformer
     from lm.track.metrics import MetricsWriter
@@ -117,7 +117,7 @@ def run(workdir, data, config):
     from lm.train.loop import Hooks
     from lm.train.loop import train as train_loop
     from lm.train.state import abstract_state, initial_state
-    from lm.train.step import compile_ahead, make_train_step
+    from lm.train.step import make_train_step
 
     num_steps, parts = config.train.num_steps, config.train.accumulation_steps
     mesh, metrics = make_mesh(**dataclasses.asdict(config.mesh)), config.metrics
@@ -132,15 +132,14 @@ def run(workdir, data, config):
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
         interruptions() as signals,
     ):
-        layout = sharding(mesh, "microbatches")
-        batch = abstract_batch(config.data, layout, parts)
-        compiled = compile_ahead(train_step, template, batch)
         restored = checkpoints.restore(template)
         state = restored[1] if restored else initial_state(model, config, mesh)
         if restored:
             print(f"resumed from {workdir / 'checkpoints' / str(restored[0])}", flush=True)
         first = int(state.step)
-        make = functools.partial(place, batches, sharding=layout, accumulation=parts)
+        make = functools.partial(
+            place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
+        )
         with (
             MetricsWriter(
                 workdir, metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
@@ -157,7 +156,7 @@ def run(workdir, data, config):
                 profile=profiler,
                 interrupted=lambda: signals.requested,
             )
-            state, why = train_loop(state, compiled.result(), stream, config, hooks)
+            state, why = train_loop(state, train_step, stream, config, hooks)
     finish(workdir, first, int(state.step), config, why)
 
 
