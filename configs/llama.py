@@ -11,7 +11,7 @@ whose batch grew from 4 M to 16 M tokens: here 8 M throughout.
 Expected, of the published base models, MMLU with 5 examples: 45.7 (Llama 2 7B), 66.6 (Llama 3 8B)
 and 79.5 (Llama 3 70B), from github.com/meta-llama/llama3, MODEL_CARD.md.
 
-    python -m experiments.train --config=configs/llama.py:llama3_8b --workdir=gs://BUCKET/llama \\
+    python -m experiments.train --config=configs/llama.py:llama3_8b --workdir=/mnt/BUCKET/llama \\
         --config.data.path=TEXT --config.mesh.fsdp=64
 """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments import cli
 from lm.cluster.memory import keep_freed_memory
 from lm.config import Config, build, differences, resolve
-from lm.errors import UserError, require
+from lm.errors import UserError, require, require_path
 
 flags = cli.Parser(__doc__)
 flags.add_argument(
@@ -30,6 +30,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 def train(argv):
     arguments = flags.parse(argv)
     require(arguments.workdir, "--workdir= is empty; name a folder.")
+    require_path("--workdir", arguments.workdir)
     resolve(arguments.config, tokenizer_size=1)  # what is wrong without any text is said at once
     workdir = Path(arguments.workdir)
     xla_flags = os.environ.get("XLA_FLAGS", "")

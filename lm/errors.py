@@ -1,6 +1,7 @@
 """What a user did wrong is a UserError: one line that names the value, the rule and the remedy."""
 
 import difflib
+import re
 
 
 class UserError(ValueError):
@@ -25,3 +26,12 @@ def did_you_mean(word, options):
 def require_in(key, value, options):
     if value not in options:
         raise UserError(f"{key}={value!r} is not known.{did_you_mean(value, options)}")
+
+
+def require_path(key, value):
+    """Refuse a URL, of which pathlib would make a folder here, named "gs:" say."""
+    require(
+        not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value),
+        f"{key}={value} is a URL, and lm reads and writes files of a file system only; mount what "
+        "it names, and give the path where it is mounted.",
+    )

@@ -16,7 +16,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from lm.errors import RunError, UserError
+from lm.errors import RunError, UserError, require_path
 
 META = "meta.json"
 MEBIBYTE = 1 << 20
@@ -26,7 +26,9 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 def cache_root(name):
     """The cache's folder: data.cache, or else $LM_CACHE, or else ~/.cache/lm."""
-    return Path(name or os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser()
+    folder = name or os.environ.get("LM_CACHE") or "~/.cache/lm"
+    require_path("data.cache" if name else "LM_CACHE", folder)
+    return Path(folder).expanduser()
 
 
 def hash_of(value):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.data.cache import hash_of, published, report
-from lm.errors import UserError, require
+from lm.errors import UserError, require, require_path
 
 BLOCK = 1 << 18  # bytes read at once
 PIECE = 1 << 16  # characters encoded at once, at least
@@ -151,6 +151,7 @@ def read_corpus(key, path, text_key, cache):
     Of a folder, hidden files and those that are not UTF-8 are left out, the latter reported; a file
     that was named must be text. cache: where the hashes of large files are remembered.
     """
+    require_path(key, path)
     if path:
         root, remedy = Path(path).expanduser(), "name a text file, JSONL, or a folder of them."
         require(root.is_file() or root.is_dir(), f"{key}={path} does not exist; {remedy}")

@@ -41,6 +41,11 @@ LANES = {"data.order": "contiguous", "data.separate_documents": False, "data.bat
 # Keys of a new run, and what the line must hold.
 NEW = [
     ({"data.path": "nowhere.txt"}, ["data.path=nowhere.txt does not exist", "name a text file"]),
+    (
+        {"data.path": "gs://bucket/text"},
+        ["data.path=gs://bucket/text is a URL", "mount what it names, and give the path"],
+    ),
+    ({"data.validation_path": "https://host/a"}, ["data.validation_path=https://host/a is a URL"]),
     ({"data.path": "{folder}/empty.txt"}, ["empty.txt is empty", "name a file or a folder"]),
     ({"data.path": "{folder}/none"}, ["none is empty", "name a file or a folder"]),
     ({"data.path": "{folder}/binary.txt"}, ["binary.txt is not UTF-8 at byte 128", "convert it"]),
@@ -80,6 +85,7 @@ NEW = [
     ({"model.attention_backend": "flush"}, ["model.attention_backend='flush'", "plain"]),
     ({"model.param_dtype": "float64"}, ["model.param_dtype='float64'", "JAX_ENABLE_X64=1"]),
     ({"metrics.wandb_project": "p"}, ["metrics.wandb_project='p'", "pip install wandb"]),
+    ({"data.cache": "s3://bucket/cache"}, ["data.cache=s3://bucket/cache is a URL", "mount"]),
     ({"data.cache": "{folder}/file"}, ["file", "cannot be written", "data.cache or LM_CACHE"]),
     ({"data.cache": "/proc/nowhere"}, ["/proc/nowhere"]),
 ]
@@ -109,6 +115,7 @@ def test_a_new_run(keys, named, files, tiny, tmp_path):
     keys = {key: str(value).replace("{folder}", str(files)) for key, value in keys.items()}
     status, _, err = tiny.run(tmp_path / "run", keys)
     one_line(status, err, named)
+    assert not [*cli.ROOT.glob("*:")]  # nor a folder "gs:" where the command ran
     assert not [*(tmp_path / "run").glob("*")]  # so that the corrected command is a new run too
 
 
@@ -200,9 +207,12 @@ def test_a_workdir_that_cannot_be(tiny, files):
         (files / "file" / "run", ["file/run: Not a directory", "give another path"]),
         ("/proc/nowhere/run", ["/proc/nowhere", "No such file", "check the path"]),
         ("", ["--workdir= is empty", "name a folder"]),
+        ("gs://bucket/run", ["--workdir=gs://bucket/run is a URL", "give the path where it is"]),
+        ("file:///tmp/run", ["--workdir=file:///tmp/run is a URL"]),
     ):
         status, _, err = tiny.run(workdir)
         one_line(status, err, named)
+    assert not [*cli.ROOT.glob("*:")]
     assert (files / "file").read_bytes() == b""
 
 
