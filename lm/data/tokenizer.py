@@ -102,12 +102,21 @@ class CharacterTokenizer(Tokenizer):
 
 
 class LibraryTokenizer(Tokenizer):
-    """What the library `tokenizers` makes of a tokenizer.json."""
+    """What the library `tokenizers` makes of a tokenizer.json.
+
+    Raises UserError if the library cannot read it, or if it has no tokens.
+    """
 
     def __init__(self, definition):
         import tokenizers
 
-        library = tokenizers.Tokenizer.from_str(definition)
+        try:
+            library = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:
+            if type(error) is not Exception:  # all that the library raises is of this very class
+                raise
+            raise UserError(f"the library tokenizers refuses it: {error}") from error
+        require(library.get_vocab(), "it has no tokens")
         library.no_padding()
         library.no_truncation()
         library.encode_special_tokens = True  # their names in a text are ordinary text
@@ -150,8 +159,9 @@ def load(path):
     )
     try:
         return LibraryTokenizer(definition)
-    except Exception as error:  # the library raises no narrower one
-        raise UserError(f"{path} is not a tokenizer.json that we can read: {error}.") from error
+    except UserError as error:
+        reason = f"{path} is not a tokenizer.json that we can read ({error})"
+        raise UserError(f"{reason}; copy or save it again.") from error
 
 
 def find(name):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -123,11 +124,16 @@ def test_hugging_face_files(tmp_path):
     ("make", "message"),
     [
         (lambda folder: tokenizer.load(folder), "there is no tokenizer at"),
+        (lambda folder: tokenizer.load(folder / "folder"), "name a tokenizer.json or its folder"),
         (lambda folder: tokenizer.load(folder / "broken"), "is not JSON"),
+        (lambda folder: tokenizer.load(folder / "binary"), "is not JSON"),
         (
             lambda folder: tokenizer.load(folder / "list"),
             "names no kind that we know, and no model",
         ),
+        (lambda folder: tokenizer.load(folder / "unknown"), "unknown is .* refuses it: .*Model"),
+        (lambda folder: tokenizer.load(folder / "merges"), "merges is .*`b` out of vocabulary"),
+        (lambda folder: tokenizer.load(folder / "wordless"), r"wordless is .*\(it has no tokens\)"),
         (lambda folder: tokenizer.find("bep"), "data.tokenizer='bep'.* Did you mean 'bpe'"),
         (lambda folder: tokenizer.train_tokenizer("bpe", [], 256), "data.tokenizer_size=256"),
         (lambda folder: tokenizer.train_tokenizer("word", [], 256), "data.tokenizer='word'"),
@@ -138,6 +144,25 @@ def test_hugging_face_files(tmp_path):
 def test_mistakes_are_one_line(make, message, tmp_path):
     (tmp_path / "broken").write_text("{")
     (tmp_path / "list").write_text("[]")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    (tmp_path / "folder" / "tokenizer.json").mkdir(parents=True)
+    (tmp_path / "unknown").write_text('{"model": {"type": "Unheard"}}')
+    for name, merges in (("merges", ["a b"]), ("wordless", [])):
+        vocabulary = {"a": 0} if merges else {}
+        model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
+        (tmp_path / name).write_text(json.dumps({"model": model}))
     with pytest.raises(UserError, match=message) as caught:
         make(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError, TypeError, ImportError])
+def test_what_is_not_the_files_fault_is_not_said_to_be(error, tmp_path, monkeypatch):
+    def fail(definition):
+        raise error("ours")
+
+    library = pytest.importorskip("tokenizers")
+    tokenizer.train_tokenizer("bpe", TEXTS, 300).save(tmp_path)
+    monkeypatch.setattr(library, "Tokenizer", types.SimpleNamespace(from_str=fail))
+    with pytest.raises(error, match="ours"):
+        tokenizer.load(tmp_path)

@@ -33,6 +33,7 @@ FILES = {
     "words.json": b"these are words",
     "list.json": b"[1, 2]",
     "unknown.json": b'{"model": {"type": "Unheard"}, "version": "1.0"}',
+    "wordless.json": b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
     "abc.json": CHARACTERS.encode(),
     "file": b"",
 }
@@ -64,6 +65,8 @@ NEW = [
     ({"data.tokenizer": "{folder}/words.json"}, ["words.json is not JSON", "tokenizer.json"]),
     ({"data.tokenizer": "{folder}/list.json"}, ["list.json is not a tokenizer.json"]),
     ({"data.tokenizer": "{folder}/unknown.json"}, ["unknown.json", "tokenizer.json"]),
+    ({"data.tokenizer": "{folder}/wordless.json"}, ["wordless.json", "it has no tokens"]),
+    ({"data.tokenizer": "{folder}/none"}, ["no tokenizer at", "name a tokenizer.json or its"]),
     ({"data.tokenizer": "{folder}/abc.json"}, ["the character 'T'", "data.tokenizer=bytes"]),
     ({"data.tokenizer": "bpe", "data.tokenizer_size": 100}, ["tokenizer_size=100", "257 or more"]),
     ({"model.vocab_size": 100}, ["model.vocab_size=100", "the tokenizer's 257", "make it 257"]),
