@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.errors import RunError, UserError, require
+from lm.errors import RunError, require
 from lm.mesh import ACTIVATIONS, BATCH, current_mesh, local, put, use_mesh
 from lm.nn.params import bind
 from lm.nn.transformer import empty_cache
@@ -22,6 +22,7 @@ SHORTEST = 16
 # By name: of other generators, the bits under vmap depend on the whole batch.
 GENERATOR = "threefry2x32"
 LOWEST_TEMPERATURE = 1e-30  # float32 has little below
+NO_TABLE = 2**31 - 2  # the positions of a model without a table; one more is still an int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,34 +57,31 @@ def generate(
     tokens are taken as they are. temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off.
     The same seed gives the same samples: one depends on its prompt, the prompt's place in the list
     and its own number, and not on the other prompts, num_samples, num_tokens or the mesh.
+    A position table is no limit: when a prompt and its sample outgrow the max_positions rows, the
+    last max_positions // 2 tokens are read anew from position 0, and so on. A longer prompt is read
+    as if the model had written it: only its last part.
     Raises UserError for what cannot be generated, RunError for logits that are not finite.
     """
     check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     prompts = [_encoded(model, number, prompt) for number, prompt in enumerate(prompts)]
-    for number, prompt in enumerate(prompts):
-        _check_length(model.config, number, len(prompt), num_tokens)
     if not prompts:
         return []
     vocab, end = _vocabulary(model)
     end = end if stop_at_end_of_text else None
-    shards = _shards(model.mesh)
-    prefix, rows = _left_padded(prompts, shards), _rows(len(prompts), num_samples, shards, seed)
     settings = {
-        "num_tokens": num_tokens,
         "end": -1 if end is None else end,
         "temperature": temperature or None,
         "top_p": None if top_p == 1 else top_p,
+        "table": model.config.max_positions if model.config.position == "learned" else NO_TABLE,
     }
-    sizes = {"room": _padded(num_tokens), "vocab": vocab, "top_k": top_k}
+    sizes = {"room": _padded(min(num_tokens, settings["table"])), "vocab": vocab, "top_k": top_k}
+    rows = _rows(len(prompts), num_samples, num_tokens, _shards(model.mesh), seed)
     with use_mesh(model.mesh):
-        written = _write(model.params, prefix, rows, settings, module=model.module, **sizes)
-        if current_mesh() is not None:
-            written = jax.device_put(written, NamedSharding(model.mesh, P()))
+        texts = _continued(model, prompts, rows, settings, sizes)
     samples = [
-        _sample(model, row // num_samples, prompts[row // num_samples], *row_written, end)
-        for row, row_written in enumerate(zip(*map(np.asarray, written), strict=True))
-        if row < len(prompts) * num_samples
+        _sample(model.tokenizer, prompts[row // num_samples], texts[row], end)
+        for row in range(len(prompts) * num_samples)
     ]
     return [samples[row : row + num_samples] for row in range(0, len(samples), num_samples)]
 
@@ -144,18 +142,6 @@ def _encoded(model, number, prompt):
     return tokens.tolist()
 
 
-def _check_length(config, number, length, num_tokens):
-    """Where positions have a table, every token that is read needs a row; the last is not read."""
-    positions = config.max_positions
-    if config.position != "learned" or length + num_tokens - 1 <= positions:
-        return
-    has = f"prompts[{number}] has {length} tokens and the model {positions} positions"
-    require(length <= positions, f"{has}; shorten the prompt.")
-    raise UserError(
-        f"{has}, which num_tokens={num_tokens} exceeds; it can be {positions - length + 1} at most."
-    )
-
-
 def _padded(length):
     return SHORTEST * 2 ** math.ceil(math.log2(max(1, length / SHORTEST)))
 
@@ -182,20 +168,67 @@ def _left_padded(prompts, shards):
     return {"tokens": tokens_PT, "positions": positions_PT, "segments": segments_PT}
 
 
-def _rows(num_prompts, num_samples, shards, seed):
+def _rows(num_prompts, num_samples, num_tokens, shards, seed):
     """What is to be written, a row for each sample of each prompt: B of them, a multiple of shards.
 
-    prompt_B: its row of the prompts, None if that is its own. keys_B2: its randomness.
-    unused_B1: it is there only to fill the last shard.
+    number_B: of its prompt. prompt_B: the row of that, None if it is its own. keys_B2: its
+    randomness. left_B1: how many tokens; 0 if it is there only to fill the last shard.
     """
     used = num_prompts * num_samples
     row_B = np.arange(-(-used // shards) * shards, dtype=np.int32)
-    prompt_B, sample_B = row_B % used // num_samples, row_B % num_samples
+    number_B, sample_B = row_B % used // num_samples, row_B % num_samples
     return {
-        "prompt_B": None if num_samples == 1 else prompt_B,
-        "keys_B2": np.asarray(_keys(np.uint32(seed), prompt_B, sample_B)),
-        "unused_B1": row_B[:, None] >= used,
+        "number_B": number_B,
+        "prompt_B": None if num_samples == 1 else number_B,
+        "keys_B2": np.asarray(_keys(np.uint32(seed), number_B, sample_B)),
+        "left_B1": np.where(row_B[:, None] < used, num_tokens, 0).astype(np.int32),
     }
+
+
+def _continued(model, prompts, rows, settings, sizes):
+    """Each row's prompt and what was written after it: B lists of tokens.
+
+    Each round is one program, in which every row writes until its own table is full, and then waits
+    for the others: where it is read anew depends on itself alone. Without a table one round is all.
+    """
+    shards, end, table = _shards(model.mesh), settings["end"], settings["table"]
+    texts = [prompts[number] for number in rows["number_B"]]
+    windows = [_window(prompt, table) for prompt in prompts]
+    while rows["left_B1"].any():
+        rows["length_B1"] = np.array([[len(text)] for text in texts], np.int32)
+        prefix = _left_padded(windows, shards)
+        written = _write(model.params, prefix, rows, settings, module=model.module, **sizes)
+        if current_mesh() is not None:
+            written = jax.device_put(written, NamedSharding(model.mesh, P()))
+        tokens_BN, broken_B1 = map(np.asarray, written)
+        if broken_B1.any():
+            raise RunError(
+                f"the logits after prompts[{rows['number_B'][broken_B1.argmax()]}] are not finite: "
+                "the weights are damaged, or their training diverged; take the checkpoint of an "
+                "earlier step."
+            )
+        new = [tokens_N[tokens_N >= 0].tolist() for tokens_N in tokens_BN]
+        texts = [text + tokens for text, tokens in zip(texts, new, strict=True)]
+        left = [
+            0 if tokens[-1:] == [end] else count - len(tokens)
+            for [count], tokens in zip(rows["left_B1"].tolist(), new, strict=True)
+        ]
+        rows = {**rows, "prompt_B": None, "left_B1": np.array(left, np.int32)[:, None]}
+        # A row that is done only waits; it reads a token because each row must.
+        windows = [
+            _window(text, table) if more else text[-1:]
+            for text, more in zip(texts, left, strict=True)
+        ]
+    return texts
+
+
+def _window(text, table):
+    """The tokens of a text that are read: whenever they outgrow the table, its last half is left.
+
+    It depends on the length alone, not on how much of the text is the prompt.
+    """
+    step = table + 1 - max(1, table // 2)
+    return text[-(-max(0, len(text) - table) // step) * step :]
 
 
 @jax.jit
@@ -246,39 +279,38 @@ def _read(model, prefix, prompt_B, room):
 def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     """(tokens (B, room), broken (B, 1)): -1 after a row's end; broken if its logits are not finite.
 
-    prefix: of `_left_padded`; rows: of `_rows`. One program reads the prompts and writes every
-    token, so that the cache never leaves it and is updated in place.
+    prefix: of `_left_padded`; rows: of `_rows`, and length_B1 of their texts. One program reads and
+    writes, so that the cache never leaves it and is updated in place.
     """
     model = bind(module, params)
     cache, logits_BV, lengths_B1 = _read(model, prefix, rows["prompt_B"], room)
     choose_rows = _chooser(put(rows["keys_B2"], "tokens"), settings, vocab, top_k)
     none_B1 = jnp.zeros_like(lengths_B1)
+    # The last token is not read.
+    limit_B1 = jnp.minimum(put(rows["left_B1"], "tokens"), settings["table"] + 1 - lengths_B1)
+    position_B1 = put(rows["length_B1"], "tokens")  # in the text, as randomness is the place's
 
     def write(state, logits_BV):
         n, ended_B1 = state["n"], state["ended_B1"]
-        token_B1, broken_B1 = choose_rows(logits_BV, lengths_B1 + n)
+        token_B1, broken_B1 = choose_rows(logits_BV, position_B1 + n)
         token_B1 = jnp.where(ended_B1, -1, token_B1)
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(state["tokens_BN"], token_B1, n, 1)
         return {
             **state,
             "n": n + 1,
             "tokens_BN": tokens_BN,
-            "ended_B1": ended_B1 | (token_B1 == settings["end"]),
+            "ended_B1": ended_B1 | (token_B1 == settings["end"]) | (n + 1 == limit_B1),
             "broken_B1": broken_B1 & ~ended_B1,
             "last_B1": token_B1,
         }
 
     def goes_on(state):
-        return (
-            (state["n"] < settings["num_tokens"])
-            & ~state["ended_B1"].all()
-            & ~state["broken_B1"].any()
-        )
+        return ~state["ended_B1"].all() & ~state["broken_B1"].any()
 
     def advance(state):
         hidden_B1D, cache = model.hidden(
             jnp.maximum(state["last_B1"], 0),
-            positions=lengths_B1 + state["n"] - 1,
+            positions=jnp.minimum(lengths_B1 + state["n"], settings["table"]) - 1,
             segments=none_B1 + 1,
             cache=state["cache"],
         )
@@ -288,7 +320,7 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     state = {
         "n": jnp.zeros((), jnp.int32),
         "tokens_BN": jnp.repeat(none_B1 - 1, room, 1),
-        "ended_B1": put(rows["unused_B1"], "tokens"),
+        "ended_B1": limit_B1 == 0,
         "cache": cache,
     }
     state = jax.lax.while_loop(goes_on, advance, write(state, logits_BV))
@@ -314,17 +346,12 @@ def _chooser(keys_B2, settings, vocab, top_k):
     )
 
 
-def _sample(model, number, prompt, tokens_N, broken_1, end):
-    """The Sample that a row of `_write` is, of prompts[number]."""
-    if broken_1[0]:
-        raise RunError(
-            f"the logits after prompts[{number}] are not finite: the weights are damaged, or their "
-            "training diverged; take the checkpoint of an earlier step."
-        )
-    tokens = tokens_N[tokens_N >= 0].tolist()
+def _sample(tokenizer, prompt, text, end):
+    """The Sample that a text of `_continued` is."""
+    tokens = text[len(prompt) :]
     ended = tokens[-1] == end
     tokens = tokens[:-1] if ended else tokens
-    return Sample(_text(model.tokenizer, prompt, tokens), tokens, ended)
+    return Sample(_text(tokenizer, prompt, tokens), tokens, ended)
 
 
 def _text(tokenizer, prompt, tokens):

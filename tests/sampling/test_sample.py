@@ -31,7 +31,7 @@ def make_model(mesh=None, tokenizer=None, **changes):
     keys = base()
     keys.model.update(**SIZES, initializer_std=0.3)
     keys.model.update(changes)
-    keys.data.sequence_length = 64
+    keys.data.sequence_length = min(64, keys.model.max_positions)
     config = resolve(keys, 257).model
     module, _ = skeleton(config, mesh)
     params = initialise(module, 0, mesh)
@@ -41,6 +41,12 @@ def make_model(mesh=None, tokenizer=None, **changes):
 @pytest.fixture(scope="module")
 def model():
     return make_model()
+
+
+@pytest.fixture(scope="module", params=[64, 12])
+def any_table(request):
+    """A model whose position table holds all that is written, and one whose table does not."""
+    return make_model(max_positions=request.param)
 
 
 def always(model, token):
@@ -62,6 +68,22 @@ def greedy_without_cache(model, prompt, count):
         row[0, : len(written)] = written
         written.append(int(np.argmax(model(row)[0, len(written) - 1, :257])))
     return written[-count:]
+
+
+def greedy_past_the_table(model, prompt, count):
+    """Each token from the logits of a window, computed anew. A window with more tokens than the
+    table has rows is cut to half of these; of a prompt it holds what it would, had it been written.
+    """
+    text, window, rows = [256, *prompt.encode()], [], model.config.max_positions
+    for n in range(len(text) + count):
+        if n == len(text):
+            row = np.zeros((1, rows), np.int32)
+            row[0, : len(window)] = window
+            text.append(int(np.argmax(model(row)[0, len(window) - 1, :257])))
+        window.append(text[n])
+        if len(window) > rows:
+            window = window[-max(1, rows // 2) :]
+    return text[-count:]
 
 
 VARIANTS = [
@@ -103,13 +125,44 @@ def test_logits_with_a_cache(changes):
         logits, cache = read(token, lengths + n, np.ones_like(lengths), cache)
 
 
+# Of 1 to 41 tokens: less than the tables, just as many, and more than three times as many.
+UNEQUAL = ["", "def f(", "x" * 11, "y" * 12, "世界" * 2, "for i in range(len(dimension_names)):  #"]
+
+
+@pytest.mark.parametrize("table", [12, 1])
+def test_greedy_past_the_table(table):
+    model = make_model(max_positions=table)
+    samples = generate(model, UNEQUAL, 40, temperature=0, stop_at_end_of_text=False)
+    assert tokens_of(samples) == [[greedy_past_the_table(model, text, 40)] for text in UNEQUAL]
+
+
+def test_greedy_past_the_table_on_a_mesh():
+    """In float64, where sums in another order decide nothing."""
+    with jax.enable_x64(True):
+        changes = {"param_dtype": "float64", "compute_dtype": "float64", "max_positions": 13}
+        one, mesh = make_model(**changes), make_mesh(2, 2, 2)
+        many = make_model(mesh, **changes)
+        settings = {"temperature": 0, "stop_at_end_of_text": False, "num_samples": 2}
+        samples = tokens_of(generate(many, UNEQUAL[:5], 40, **settings))
+        expected = [greedy_past_the_table(one, text, 40) for text in UNEQUAL[:5]]
+    assert samples == [[tokens, tokens] for tokens in expected]
+
+
+def test_randomness_belongs_to_the_place_in_the_text(model):
+    """Past a table too. So hot, a sample is its noise alone."""
+    settings = {"temperature": 1e9, "stop_at_end_of_text": False}
+    short = make_model(max_positions=12)
+    assert generate(short, PROMPTS, 40, **settings) == generate(model, PROMPTS, 40, **settings)
+
+
 def test_prompts_together_and_alone(model):
     settings = {"temperature": 0, "stop_at_end_of_text": False}
     together = generate(model, PROMPTS, 14, **settings)
     assert together == [generate(model, prompt, 14, **settings)[0] for prompt in PROMPTS]
 
 
-def test_a_sample_depends_on_its_own_place_alone(model):
+def test_a_sample_depends_on_its_own_place_alone(any_table):
+    model = any_table
     settings = {"seed": 7, "stop_at_end_of_text": False}
     whole = tokens_of(generate(model, PROMPTS, 16, num_samples=3, **settings))
     fewer = tokens_of(generate(model, PROMPTS, 16, **settings))
@@ -124,7 +177,8 @@ def test_a_sample_depends_on_its_own_place_alone(model):
     assert len({tuple(tokens) for samples in (*same, *again) for tokens in samples}) == 18
 
 
-def test_a_sample_can_be_continued(model):
+def test_a_sample_can_be_continued(any_table):
+    model = any_table
     settings = {"seed": 1, "stop_at_end_of_text": False}
     whole = [tokens for [tokens] in tokens_of(generate(model, PROMPTS, 16, **settings))]
     begun = [
@@ -135,7 +189,8 @@ def test_a_sample_can_be_continued(model):
     assert rest == [[tokens[8:]] for tokens in whole]
 
 
-def test_the_end_of_text(model):
+def test_the_end_of_text(any_table):
+    model = any_table
     through = tokens_of(generate(model, [[1], [2], [3]], 16, num_samples=3))
     through = [tokens for samples in through for tokens in samples]
     # The end of text is what some of them hold.
@@ -202,6 +257,14 @@ def test_other_lengths_and_settings_compile_nothing(model):
     assert module._write._cache_size() == compiled
 
 
+def test_past_the_table_two_programs_are_compiled():
+    model, compiled = make_model(max_positions=9), module._write._cache_size()
+    for num_tokens in (60, 33, 100):
+        generate(model, ["def f(", ""], num_tokens, num_samples=2)
+    # One reads the prompts, one the windows of the samples.
+    assert module._write._cache_size() == compiled + 2
+
+
 def test_bfloat16():
     [[sample], [other]] = generate(
         make_model(compute_dtype="bfloat16"), ["def", "x"], 10, top_p=0.9, top_k=20
@@ -231,16 +294,6 @@ def test_weights_that_are_not_finite(model):
     broken = dataclasses.replace(model, params={**model.params, "embed": head})
     with pytest.raises(RunError, match=r"logits after prompts\[0\] are not finite.*earlier"):
         generate(broken, PROMPTS, 16)
-
-
-def test_positions_end(model):
-    # The last token is written and not read: 3 + 62 tokens are read at 64 positions.
-    [[whole]] = generate(model, "ab", 62, temperature=0, stop_at_end_of_text=False)
-    assert len(whole.tokens) == 62
-    with pytest.raises(UserError, match=r"prompts\[1\] has 3 tokens and the model 64.*62 at most"):
-        generate(model, ["", "ab"], 63)
-    with pytest.raises(UserError, match=r"has 65 tokens and the model 64 positions; shorten"):
-        generate(model, "a" * 64, 1)
 
 
 @pytest.mark.parametrize(
