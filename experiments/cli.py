@@ -74,16 +74,16 @@ class Parser(argparse.ArgumentParser):
         """The flags as an argparse.Namespace; `config` in it is a locked ConfigDict, or None.
 
         Both --flag=value and --flag value are read. A flag that is unknown, misses its value, or is
-        given twice with two values is a UserError.
+        given twice with two values is a UserError; one of action="append" may be given often.
         """
         given = self._read(argv)
         for action in self._actions:
             name = action.option_strings[-1]
             missing = action.required and name not in given
             require(not missing, f"{name}={action.metavar} is missing: {action.help}.")
-        keys = {name: text for name, text in given.items() if name.startswith("--config.")}
-        flags = [name if text is None else f"{name}={text}" for name, text in given.items()]
-        arguments = self.parse_args([flag for flag in flags if not flag.startswith("--config.")])
+        keys = {name: texts[0] for name, texts in given.items() if name.startswith("--config.")}
+        flags = [(name, text) for name in given if name not in keys for text in given[name]]
+        arguments = self.parse_args([n if text is None else f"{n}={text}" for n, text in flags])
         if self.takes_config and arguments.config is not None:
             overrides = {name.removeprefix("--config."): text for name, text in keys.items()}
             arguments.config = load_config(arguments.config, overrides)
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def _read(self, argv):
-        """{name: value as text, or None of a flag without}"""
+        """{name: its values as text, or [None] of a flag without}"""
         known = {name: action for action in self._actions for name in action.option_strings}
         given, tokens = {}, iter(argv)
         for token in tokens:
@@ -108,12 +108,15 @@ class Parser(argparse.ArgumentParser):
                 text = None
             elif not equals:
                 text = next(tokens, "--")
-                require(not text.startswith("--"), f"{name} needs a value: {name}=VALUE.")
-            require(
-                given.get(name, text) == text,
-                f"{name} is given twice, as {given.get(name)!r} and {text!r}; give it once.",
-            )
-            given[name] = text
+                value = None if is_key else known[name].metavar
+                missing = f"{name} needs a value: {name}={value or 'VALUE'}."
+                require(not text.startswith("--"), missing)
+            repeats = not is_key and isinstance(known[name], argparse._AppendAction)
+            texts = given.setdefault(name, [])
+            if repeats or not texts:
+                texts.append(text)
+            twice = f"{name} is given twice, as {texts[0]!r} and {text!r}; give it once."
+            require(repeats or texts == [text], twice)
         return given
 
     def _refuse(self, token, name, known):

@@ -14,11 +14,11 @@ import time
 
 import lm
 from experiments import cli
-from lm.errors import UserError, require
+from lm.errors import UserError
 
 flags = cli.Parser(__doc__, config="none")
 flags.add_argument("--workdir", required=True, metavar="FOLDER", help="the run to sample from")
-flags.add_argument("--prompt", metavar="TEXT", help="what to continue")
+flags.add_argument("--prompt", metavar="TEXT", action="append", help="what to continue")
 flags.add_argument("--num_tokens", default="100", metavar="N", help="at most, a sample (100)")
 flags.add_argument("--num_samples", default="1", metavar="N", help="samples of each prompt (1)")
 flags.add_argument("--temperature", default="1", metavar="X", help="0: greedy; 1: as trained (1)")
@@ -39,8 +39,9 @@ NUMBERS = {
 
 
 def generate(argv):
-    prompts, argv = split_prompts(argv)
     arguments = flags.parse(argv)
+    # A shell may pass broken UTF-8.
+    prompts = [text.encode(errors="replace").decode() for text in arguments.prompt or [""]]
     settings = numbers(arguments)
     step = settings.pop("step", None)
     axes = [name for name in settings if name.startswith("mesh.")]
@@ -56,21 +57,6 @@ def generate(argv):
     count = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
     speed = f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s"
     print(f"{speed}, compilation included", file=sys.stderr)
-
-
-def split_prompts(argv):
-    """(the text of every --prompt, or one that is empty; the other flags, each given once)"""
-    prompts, others, tokens = [], [], iter(argv)
-    for token in tokens:
-        name, equals, text = token.partition("=")
-        if name != "--prompt":
-            others.append(token)
-            continue
-        if not equals:
-            text = next(tokens, "--")
-            require(not text.startswith("--"), "--prompt needs a value: --prompt=TEXT.")
-        prompts.append(text.encode(errors="replace").decode())  # a shell may pass broken UTF-8
-    return prompts or [""], others
 
 
 def numbers(arguments):

@@ -34,7 +34,7 @@ def command(*argv, cwd=ROOT, **environment):
 WRONG = [
     ([], "give one of --config=FILE:PRESET and --workdir=FOLDER"),
     (["--config.data.batch_size=4"], "needs --config=FILE:PRESET too"),
-    (["--config"], "--config needs a value"),
+    (["--config"], "--config needs a value: --config=FILE:PRESET."),
     (["--config="], "there is no file ''"),
     (["--config=configs/gpt9.py"], "Did you mean 'configs/gpt2.py'"),
     (["--config=configs"], "there is no file 'configs'"),
@@ -189,6 +189,16 @@ def test_the_same_value_twice_is_harmless(parser):
     assert parser.parse(["--num_tokens=5", "--num_tokens", "5"]).num_tokens == 5
     with pytest.raises(UserError, match="given twice, as '5' and '6'"):
         parser.parse(["--num_tokens=5", "--num_tokens=6"])
+
+
+def test_a_flag_that_may_be_given_often(parser):
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="where to stop")
+    assert parser.parse([]).stop is None
+    arguments = parser.parse(["--stop=a", "--num_tokens=5", "--stop", "-b", "--stop=a", "--stop="])
+    assert (arguments.stop, arguments.num_tokens) == (["a", "-b", "a", ""], 5)
+    for argv in (["--stop"], ["--stop=a", "--stop", "--fast"]):
+        with pytest.raises(UserError, match="--stop needs a value: --stop=TEXT"):
+            parser.parse(argv)
 
 
 def test_a_flag_is_not_taken_for_a_value(parser):
