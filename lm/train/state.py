@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.nn.params import abstract_parameters, initialise
+from lm.mesh import use_mesh
+from lm.nn.params import abstract_parameters, drawn
 from lm.optim.optimizers import optimizer
 
 
@@ -32,15 +33,14 @@ def initial_state(model, config, mesh):
 
     model: a Transformer of descriptions; config: a Config.
     """
-    params = initialise(model, config.train.seed, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh))
 
-    def rest(params):
-        return _around(params, config)
+    def draw():
+        params = drawn(model, config.train.seed, mesh)
+        return dataclasses.replace(_around(params, config), params=params)
 
-    rest_shardings = dataclasses.replace(shardings, params=None)
-    state = jax.jit(rest, out_shardings=rest_shardings)(params)
-    return dataclasses.replace(state, params=params)
+    with use_mesh(mesh):
+        return jax.jit(draw, out_shardings=shardings)()
 
 
 def _around(params, config):

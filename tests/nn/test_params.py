@@ -2,6 +2,7 @@
 
 import functools
 import math
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,20 @@ import pytest
 from scipy import stats
 
 from lm.mesh import make_mesh, parameter_spec
-from lm.nn.params import abstract_parameters, count_parameters, initialise, normal, uniform
+from lm.nn import params as params_module
+from lm.nn.params import (
+    abstract_parameters,
+    count_parameters,
+    initialise,
+    normal,
+    parameter_key,
+    random_bits,
+    uniform,
+)
 from lm.nn.transformer import Transformer
 from tests.nn.tiny import tiny
 
-KEY = jax.random.key(0)
+KEY = parameter_key(0, ("a",))
 # Few parameters, of every kind of placement.
 SHARDED = {"model.num_heads": 8, "model.num_kv_heads": 2, "model.position": "learned"}
 
@@ -61,6 +71,18 @@ def test_every_matrix_differs_with_the_seed_the_layer_and_the_name():
             assert np.mean(value[0] == value[1]) < 0.01
     key, value = (first[f"layers/attention/{name}_DKH"] for name in ("key", "value"))
     assert np.mean(np.asarray(key) == np.asarray(value)) < 0.01
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+def test_random_bits_are_those_of_jax(seed, monkeypatch):
+    path = ("layers", "attention", "query_DNH")
+    ours, jaxs = parameter_key(seed, path), jax.random.key(seed, impl="threefry2x32")
+    jaxs = jax.random.fold_in(jaxs, zlib.crc32("/".join(path).encode()))
+    for shape in ((5,), (3, 4, 5), (65, 130)):
+        bits = jax.random.bits(jaxs, shape, jnp.uint16)
+        np.testing.assert_array_equal(random_bits(ours, shape, None), bits)
+    monkeypatch.setattr(params_module, "COUNTS", 65 * 130 - 1)  # as if a word told no more apart
+    np.testing.assert_array_equal(random_bits(ours, shape, None), bits)
 
 
 def test_norms_start_at_one_and_biases_at_zero():
