@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments import cli
 from lm import flops
+from lm.axes import axis_sizes
 from lm.config import Config, DataConfig, build, resolve
 from lm.errors import UserError, require
 
@@ -30,6 +31,10 @@ def inspect(argv):
     require(
         (arguments.config is None) != (arguments.workdir is None),
         "give one of --config=FILE:PRESET and --workdir=FOLDER.",
+    )
+    require(
+        arguments.devices is None or arguments.devices >= 1,
+        f"--devices must be 1 or more, not {arguments.devices}.",
     )
     if arguments.workdir is None:
         config, assumed = resolve_alone(arguments.config)
@@ -85,29 +90,13 @@ def checkpoint_steps(workdir):
     return sorted(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
 
 
-def mesh_sizes(config, devices):
-    """{axis: size} on `devices`, or on the fewest that the mesh takes if that is None."""
-    sizes = dataclasses.asdict(config.mesh)
-    written = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
-    rest = [axis for axis, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    require(
-        len(rest) <= 1 and all(size >= 1 or size == -1 for size in sizes.values()),
-        f"{written}: sizes must be 1 or more, and one at most -1, which takes what is left.",
-    )
-    devices = fixed if devices is None else devices
-    sizes.update(dict.fromkeys(rest, devices // fixed))
-    require(
-        devices >= 1 and math.prod(sizes.values()) == devices,
-        f"{written} needs {'a multiple of ' if rest else ''}{fixed} devices, not {devices}.",
-    )
-    return sizes
-
-
 def costs(config, devices=None):
-    """What a Config costs, as a dict that JSON can hold: parameters, bytes, FLOPs, tokens."""
+    """What a Config costs, as a dict that JSON can hold: parameters, bytes, FLOPs, tokens.
+
+    devices: how many, or None for the fewest that the mesh takes.
+    """
     model, data, steps = config.model, config.data, config.train.num_steps
-    mesh = mesh_sizes(config, devices)
+    mesh = axis_sizes(dataclasses.asdict(config.mesh), devices, supposed=True)
     fsdp, tensor = mesh["fsdp"], mesh["tensor"]
     if math.prod(mesh.values()) > 1:
         from lm.mesh import check_mesh

@@ -12,9 +12,9 @@ import jax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lm.axes import AXES, axis_sizes
 from lm.errors import UserError, require
 
-AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 # The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`,
@@ -51,31 +51,7 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     Raises UserError if the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    written = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
-    open_axes = [axis for axis, size in sizes.items() if size == -1]
-    require(
-        len(open_axes) <= 1,
-        f"{written}: only one axis can take what is left (-1); give the others a size.",
-    )
-    fixed = 1
-    for axis, size in sizes.items():
-        require(
-            size == -1 or size >= 1,
-            f"mesh.{axis}={size} must be 1 or more, or -1 for what is left.",
-        )
-        fixed *= max(size, 1)
-    if open_axes and len(devices) % fixed == 0:
-        sizes[open_axes[0]] = len(devices) // fixed
-        fixed = len(devices)
-    if fixed != len(devices):
-        keep = math.gcd(max(fsdp, 1) * max(tensor, 1), len(devices))
-        fits = math.gcd(max(tensor, 1), keep)
-        raise UserError(
-            f"{written} needs {'a multiple of ' if open_axes else ''}{fixed} devices, but there "
-            f"are {len(devices)}; make one of them -1 and let the others divide that, as "
-            f"--config.mesh.data=-1 --config.mesh.fsdp={keep // fits} --config.mesh.tensor={fits}."
-        )
+    sizes = axis_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     # On one device there is nothing to place, and plain types keep every JAX function usable.
     kind = AxisType.Explicit if len(devices) > 1 else AxisType.Auto
     return jax.make_mesh(

@@ -8,6 +8,7 @@ import pytest
 from configs.base import base
 from experiments.inspect import costs, inspect
 from lm.config import resolve
+from lm.errors import UserError
 from lm.nn.params import count_parameters
 from lm.nn.transformer import Transformer
 
@@ -56,6 +57,20 @@ def test_a_mesh_divides_the_state_and_the_batch():
 
 def test_without_devices_as_few_as_the_mesh_takes():
     assert costs(tiny(fsdp=4))["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.mesh.fsdp=3", "--devices=8"], "a multiple of 3 devices, not 8; make one of"),
+        (["--config.mesh.data=2", "--devices=3"], "needs 2 devices, not 3; make one of"),
+        (["--config.mesh.fsdp=-1"], "only one axis"),
+        (["--devices=0"], "--devices must be 1 or more, not 0"),
+    ],
+)
+def test_a_mesh_that_the_devices_do_not_make_is_refused(flags, said):
+    with pytest.raises(UserError, match=said):
+        inspect(["--config=configs/gpt2.py:small", *flags])
 
 
 def test_totals():
