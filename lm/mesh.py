@@ -26,6 +26,7 @@ PARAMETER_DIMS = {
     "kv_heads": "tensor",  # K; copied where there are fewer than tensor devices
     "width": None,  # H
     "hidden": "tensor",  # F
+    "experts": None,  # E
     "vocab": "tensor",  # V
     "positions": None,
     "norm": None,  # scales and biases: too small to divide
@@ -40,7 +41,11 @@ ACTIVATIONS = {
     "layer_heads": P(None, BATCH, "tensor", None, None),  # LBKSH: the cache
     "scores": P(BATCH, "tensor", None, None),  # BNTS
     "hidden": P(BATCH, None, "tensor"),  # BTF
+    "summands": P("tensor", BATCH, None, None),  # SBTD: what each tensor device adds to the sum
     "logits": P(BATCH, None, "tensor"),  # BTV
+    "expert_inputs": P(None, None, "tensor"),  # EDF: weights of experts, gathered over fsdp
+    "expert_outputs": P(None, "tensor", None),  # EFD
+    "expert_biases": P(None, "tensor"),  # EF
     "microbatches": P(None, BATCH, None),  # a batch as the train step takes it: (A, B/A, T)
 }
 
@@ -170,7 +175,7 @@ def local(function, in_names, out_names):
     return jax.shard_map(
         function,
         mesh=mesh,
-        in_specs=tuple(spec(name) for name in in_names),
+        in_specs=jax.tree.map(spec, tuple(in_names), is_leaf=lambda name: name is None),
         out_specs=jax.tree.map(spec, out_names, is_leaf=lambda name: name is None),
         check_vma=False,
     )

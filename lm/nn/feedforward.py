@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lm.nn.matmul import matmul
@@ -16,11 +17,26 @@ ACTIVATIONS = {
 }
 
 
+def branches(config):
+    """Names of the products that the hidden layer is made of."""
+    return ("gate", "up") if config.gated else ("up",)
+
+
+def activate(config, up, gate=None):
+    """The hidden layer from its branches."""
+    if config.activation == "clamped_silu":  # arXiv:2508.10925, and OpenAI's code
+        gate, up = jnp.minimum(gate, 7), jnp.clip(up, -7, 7)
+        return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
+    act = ACTIVATIONS[config.activation]
+    return act(gate) * up if config.gated else act(up)
+
+
 class FeedForward(nnx.Module):
-    def __init__(self, config):
+    def __init__(self, config, width=None):
+        """width: of the hidden layer, config.d_ff if None."""
         self.config = config
-        D, F, dtype = config.d_model, config.d_ff, config.param_dtype
-        names = ("gate", "up") if config.gated else ("up",)
+        D, F, dtype = config.d_model, width or config.d_ff, config.param_dtype
+        names = branches(config)
         for name in names:
             setattr(
                 self,
@@ -36,9 +52,9 @@ class FeedForward(nnx.Module):
             self.down_bias_D = param((D,), ("norm",), zeros, dtype)
 
     def __call__(self, x_BTD):
-        act = ACTIVATIONS[self.config.activation]
-        up_BTF = self._branch("up", x_BTD)
-        hidden_BTF = act(self._branch("gate", x_BTD)) * up_BTF if self.config.gated else act(up_BTF)
+        hidden_BTF = activate(
+            self.config, **{name: self._branch(name, x_BTD) for name in branches(self.config)}
+        )
         y_BTD = matmul(hidden_BTF, weight(self.down_FD, x_BTD.dtype), "residual")
         if self.config.feedforward_bias:
             y_BTD = biased(y_BTD, self.down_bias_D)

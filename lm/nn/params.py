@@ -19,12 +19,14 @@ from jax.sharding import NamedSharding
 from lm.mesh import gathered, parameter_spec, use_mesh
 
 
-def param(shape, dims, init, dtype="float32"):
+def param(shape, dims, init, dtype="float32", buffer=False):
     """The description of a parameter.
 
-    dims: a key of mesh.PARAMETER_DIMS for each dim; init: see `normal`.
+    dims: a key of mesh.PARAMETER_DIMS for each dim; init: see `normal`. buffer: it is kept with the
+    others and has no gradient; a rule of its own moves it.
     """
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)), dims=dims, init=init)
+    value = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return nnx.Param(value, dims=dims, init=init, buffer=buffer)
 
 
 def stacked(module, num_layers):
@@ -67,8 +69,13 @@ def abstract_parameters(module, mesh=None):
     return _nested(shapes)
 
 
-def count_parameters(module):
-    return sum(math.prod(variable.get_value().shape) for variable in descriptions(module).values())
+def count_parameters(module, buffers=False):
+    """How many there are; buffers: count those that no gradient moves too."""
+    return sum(
+        math.prod(variable.get_value().shape)
+        for variable in descriptions(module).values()
+        if buffers or not variable.buffer
+    )
 
 
 def initialise(module, seed, mesh=None):

@@ -1,0 +1,269 @@
+"""Experts: feed-forwards of which each token takes a few, chosen by a router (arXiv:1701.06538).
+
+Beside the legend of `lm`: k the choices of a token, C an expert's capacity, M rows (tokens times
+choices) of one device.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.mesh import ACTIVATIONS, current_mesh, local
+from lm.nn.feedforward import FeedForward, activate, branches
+from lm.nn.matmul import matmul
+from lm.nn.params import matrix_init, param, weight, zeros
+
+
+class Experts(nnx.Module):
+    """Router, experts and, if there is one, the expert that every token has besides."""
+
+    def __init__(self, config):
+        self.config = config
+        D, E, F = config.d_model, config.num_experts, config.expert_d_ff
+        dtype, names = config.param_dtype, branches(config)
+        self.router_DE = param((D, E), ("model", "experts"), matrix_init(config, D, E), dtype)
+        if config.router_bias:
+            self.router_bias_E = param((E,), ("experts",), zeros, dtype)
+        if config.router_selection_bias:
+            self.selection_bias_E = param((E,), ("experts",), zeros, "float32", buffer=True)
+        dims, init = ("experts", "model", "hidden"), matrix_init(config, D, F)
+        for name in names:
+            setattr(self, f"{name}_EDF", param((E, D, F), dims, init, dtype))
+        dims, init = ("experts", "hidden", "model"), matrix_init(config, F, D, residual=True)
+        self.down_EFD = param((E, F, D), dims, init, dtype)
+        if config.feedforward_bias:
+            for name in names:
+                bias_EF = param((E, F), ("experts", "hidden"), zeros, dtype)
+                setattr(self, f"{name}_bias_EF", bias_EF)
+            self.down_bias_ED = param((E, D), ("experts", "norm"), zeros, dtype)
+        if config.shared_expert_d_ff:
+            self.shared = FeedForward(config, config.shared_expert_d_ff)
+            if config.shared_expert_gate:
+                self.shared_gate_D = param((D,), ("norm",), matrix_init(config, D, 1), dtype)
+
+    def __call__(self, x_BTD, real_BT=None, key=None):
+        """(B, T, D), and what the router did, as `routed` gives it.
+
+        real_BT: bool, which tokens are not padding; None: all. key: for the router's jitter, in
+        training; None: none. Of padding the output is finite and means nothing.
+        """
+        config = self.config
+        logits_BTE = self._logits(x_BTD, key)
+        scores_BTE = SCORES[config.router_score](logits_BTE)
+        bias_E = self.selection_bias_E[...] if config.router_selection_bias else None
+        chosen_BTk = choose(config, scores_BTE, bias_E)
+        weights_BTk = chosen_weights(config, scores_BTE, chosen_BTk)
+        y_BTD = self._outputs(x_BTD, chosen_BTk, weights_BTk, real_BT)
+        if config.shared_expert_d_ff:
+            y_BTD = y_BTD + self._shared(x_BTD)
+        return y_BTD, routed(config, logits_BTE, scores_BTE, chosen_BTk, real_BT)
+
+    def _logits(self, x_BTD, key):
+        """(B, T, E), float32 or wider: a choice must not hang on a rounding."""
+        x_BTD, config = _wide(x_BTD), self.config
+        if key is not None and config.router_jitter:
+            place = None if current_mesh() is None else ACTIVATIONS["residual"]
+            low, high = 1 - config.router_jitter, 1 + config.router_jitter
+            noise_BTD = jax.random.uniform(
+                key, x_BTD.shape, x_BTD.dtype, low, high, out_sharding=place
+            )
+            x_BTD = x_BTD * noise_BTD
+        logits_BTE = matmul(x_BTD, weight(self.router_DE, x_BTD.dtype), "residual")
+        return logits_BTE + self.router_bias_E[...] if config.router_bias else logits_BTE
+
+    def _shared(self, x_BTD):
+        y_BTD = self.shared(x_BTD)
+        if not self.config.shared_expert_gate:
+            return y_BTD
+        x_BTD, gate_D = _wide(x_BTD), self.shared_gate_D[...]
+        gate_BT1 = matmul(x_BTD, gate_D[:, None].astype(x_BTD.dtype), "residual")
+        return (y_BTD * jax.nn.sigmoid(gate_BT1)).astype(y_BTD.dtype)
+
+    def _outputs(self, x_BTD, chosen_BTk, weights_BTk, real_BT):
+        """(B, T, D): the sum of the chosen experts' outputs, each times its weight.
+
+        Every device has its own tokens and a part of each expert's hidden units, and so computes a
+        summand of the output.
+        """
+        config, (weights, names) = self.config, self._weights(x_BTD.dtype)
+        size = capacity(config, x_BTD.shape[1])
+
+        def run(x_BTD, chosen_BTk, weights_BTk, real_BT, weights):
+            if not size:
+                return dropless(config, x_BTD, chosen_BTk, weights_BTk, weights)[None]
+            if real_BT is not None:  # padding chooses an expert that does not exist
+                chosen_BTk = jnp.where(real_BT[..., None], chosen_BTk, config.num_experts)
+
+            def sequence(x_TD, chosen_Tk, weights_Tk):
+                return within_capacity(config, size, x_TD, chosen_Tk, weights_Tk, weights)
+
+            return jax.vmap(sequence)(x_BTD, chosen_BTk, weights_BTk)[None]
+
+        mask = None if real_BT is None else "tokens"
+        ins = ("residual", "residual", "residual", mask, names)
+        y_SBTD = local(run, ins, "summands")(x_BTD, chosen_BTk, weights_BTk, real_BT, weights)
+        return y_SBTD.sum(0)
+
+    def _weights(self, dtype):
+        """({branch: array}, {branch: its name in mesh.ACTIVATIONS}) of the experts' parameters."""
+        arrays, names = {}, {}
+        for name in branches(self.config):
+            arrays[name] = weight(getattr(self, f"{name}_EDF"), dtype)
+            names[name] = "expert_inputs"
+        arrays["down"], names["down"] = weight(self.down_EFD, dtype), "expert_outputs"
+        if self.config.feedforward_bias:
+            for name in branches(self.config):
+                arrays[f"{name}_bias"] = getattr(self, f"{name}_bias_EF")[...]
+                names[f"{name}_bias"] = "expert_biases"
+            # The devices that share an expert's hidden units each add a part of its bias.
+            mesh = current_mesh()
+            parts = 1 if mesh is None else mesh.shape["tensor"]
+            arrays["down_bias"], names["down_bias"] = self.down_bias_ED[...] / parts, None
+        return arrays, names
+
+
+SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+
+def choose(config, scores_BTE, bias_E=None):
+    """int32 (B, T, k): the experts with the best scores, best first; of equal ones the first.
+
+    bias_E takes part in the choice alone (arXiv:2408.15664). With groups, a token chooses within
+    those with the best expert (arXiv:2405.04434, section 2.2.2) or the best two (arXiv:2412.19437,
+    section 2.1.2).
+    """
+    if bias_E is not None:
+        scores_BTE = scores_BTE + jax.lax.stop_gradient(bias_E)
+    groups, kept = config.router_groups, config.router_groups_kept
+    if kept < groups:
+        size = config.num_experts // groups
+        grouped_BTGE = scores_BTE.reshape(*scores_BTE.shape[:2], groups, size)
+        best = 2 if config.router_group_score == "top2" else 1
+        group_BTG = jax.lax.top_k(grouped_BTGE, best)[0].sum(-1)
+        kept_BTG = one_hot(jax.lax.top_k(group_BTG, kept)[1], groups).any(-2)
+        grouped_BTGE = jnp.where(kept_BTG[..., None], grouped_BTGE, -jnp.inf)
+        scores_BTE = grouped_BTGE.reshape(scores_BTE.shape)
+    return jax.lax.top_k(scores_BTE, config.experts_per_token)[1]
+
+
+def one_hot(chosen_BTk, size):
+    """bool (B, T, k, size)."""
+    return chosen_BTk[..., None] == jnp.arange(size)
+
+
+def chosen_weights(config, scores_BTE, chosen_BTk):
+    """(B, T, k): what the outputs of the chosen experts are multiplied with."""
+    picked = one_hot(chosen_BTk, config.num_experts)
+    weights_BTk = jnp.where(picked, scores_BTE[:, :, None], 0).sum(-1)
+    if config.router_renormalise:
+        # Sigmoids may all be 0 (DeepSeek's code); of a softmax the largest is at least 1 / E.
+        least = 1e-20 if config.router_score == "sigmoid" else 0
+        weights_BTk = weights_BTk / (weights_BTk.sum(-1, keepdims=True) + least)
+    return weights_BTk * config.router_scale
+
+
+def routed(config, logits_BTE, scores_BTE, chosen_BTk, real_BT):
+    """What losses and logs want to know of a router, as sums over real tokens.
+
+    count_E: choices. probability_E: of the experts, which sum to 1 for a token. tokens, sequences:
+    how many. z: squared logsumexp of logits. sequence: E / (k n) * sum of count * mean probability
+    of each sequence of n tokens (arXiv:2412.19437, equations 17 to 20).
+    """
+    E, k = config.num_experts, config.experts_per_token
+    real_BT1 = jnp.ones_like(logits_BTE[..., :1])
+    if real_BT is not None:
+        real_BT1 = real_BT1 * real_BT[..., None]
+    chosen_BTE = one_hot(chosen_BTk, E).any(-2) * real_BT1
+    if config.router_score == "sigmoid":
+        scores_BTE = scores_BTE / (scores_BTE.sum(-1, keepdims=True) + 1e-20)
+    count_BE, probability_BE = chosen_BTE.sum(1), (scores_BTE * real_BT1).sum(1)
+    tokens_B = real_BT1.sum((1, 2))
+    share_B = (count_BE * probability_BE).sum(-1) / jnp.maximum(tokens_B, 1) ** 2
+    return {
+        "count_E": count_BE.sum(0),
+        "probability_E": probability_BE.sum(0),
+        "tokens": tokens_B.sum(),
+        "z": (jnp.square(jax.nn.logsumexp(logits_BTE, -1)) * real_BT1[..., 0]).sum(),
+        "sequence": E / k * share_B.sum(),
+        "sequences": (tokens_B > 0).sum(dtype=tokens_B.dtype),
+    }
+
+
+def capacity(config, length):
+    """Tokens that an expert takes of a sequence of `length`; 0 is all that come."""
+    factor = config.expert_capacity_factor
+    size = config.expert_capacity
+    if factor:
+        # Less a rounding error, that of 1.1 * 100 for one.
+        share = factor * length * config.experts_per_token / config.num_experts
+        size = math.ceil(share - 1e-9)
+    return min(size, length)
+
+
+def by_expert(chosen, num_experts):
+    """(int32 numbers of the choices, expert by expert and each in the order given; (E,) how many).
+
+    chosen: (M,) experts; a choice of expert E is none, and comes last.
+    """
+    sizes_E = jnp.zeros(num_experts, jnp.int32).at[chosen].add(1, mode="drop")
+    return jnp.argsort(chosen, stable=True), sizes_E
+
+
+def dropless(config, x_BTD, chosen_BTk, weights_BTk, weights):
+    """(B, T, D) of this device's tokens: every expert has as many rows as chose it."""
+    x_MD, k = x_BTD.reshape(-1, x_BTD.shape[-1]), chosen_BTk.shape[-1]
+    order_M, sizes_E = by_expert(chosen_BTk.ravel(), config.num_experts)
+    expert_M = chosen_BTk.ravel()[order_M]
+    out_MD = feed(
+        config,
+        weights,
+        x_MD[order_M // k],
+        lambda rows, w: jax.lax.ragged_dot(rows, w, sizes_E),
+        lambda bias: bias[expert_M],
+    )
+    out_MD = out_MD[jnp.argsort(order_M)].reshape(*chosen_BTk.shape, -1)
+    return (out_MD * weights_BTk[..., None]).sum(-2).astype(x_BTD.dtype)
+
+
+def within_capacity(config, size, x_TD, chosen_Tk, weights_Tk, weights):
+    """(T, D) of one sequence, of which an expert takes `size` choices: first choices before second
+    ones, and earlier tokens first (arXiv:2006.16668, section 2.2). Others add nothing.
+    """
+    T, k = chosen_Tk.shape
+    order_M, sizes_E = by_expert(chosen_Tk.T.ravel(), config.num_experts)
+    places_EC = (jnp.cumsum(sizes_E) - sizes_E)[:, None] + jnp.arange(size)
+    choice_EC = order_M[jnp.minimum(places_EC, T * k - 1)]
+    taken_EC = jnp.arange(size) < sizes_E[:, None]
+    out_ECD = feed(
+        config,
+        weights,
+        jnp.where(taken_EC[..., None], x_TD[choice_EC % T], 0),
+        lambda rows, w: jnp.einsum("eci,eio->eco", rows, w),
+        lambda bias: bias[:, None],
+    )
+    weights_EC = jnp.where(taken_EC, weights_Tk.T.ravel()[choice_EC], 0)
+    y_TD = jnp.zeros(x_TD.shape, weights_EC.dtype)
+    return y_TD.at[choice_EC % T].add(out_ECD * weights_EC[..., None]).astype(x_TD.dtype)
+
+
+def feed(config, weights, rows, product, spread):
+    """The experts' feed-forwards of rows that are laid out by expert.
+
+    product(rows, w): every row times its expert's matrix; spread(bias): every row's bias.
+    """
+
+    def affine(name, rows):
+        y = product(rows, weights[name])
+        if config.feedforward_bias:
+            y = (y + spread(weights[f"{name}_bias"])).astype(y.dtype)
+        return y
+
+    return affine(
+        "down", activate(config, **{name: affine(name, rows) for name in branches(config)})
+    )
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
