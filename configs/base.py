@@ -27,15 +27,34 @@ def model():
         head_width=placeholder(int),
         # Width of the feed-forward's hidden layer, of one branch if gated. Derived: 4 * d_model.
         d_ff=placeholder(int),
-        # learned, sinusoid, rope or none.
+        # learned, sinusoid, rope, relative (Transformer-XL), alibi or none.
         position="learned",
         # Rows of the learned position table, the longest sequence. Derived: data.sequence_length.
         max_positions=placeholder(int),
         rope_theta=10_000.0,
+        # Of local layers, which are then never scaled (Gemma 3). 0: all layers rotate alike.
+        rope_theta_local=0.0,
+        # To read longer texts than were trained on, rotate slower: none, linear (by rope_factor),
+        # llama3 (only wavelengths that rope_original_positions do not hold rope_high_frequency
+        # times) or yarn (from rope_beta_slow to rope_beta_fast turns in rope_original_positions).
+        rope_scaling="none",
+        rope_factor=1.0,
+        rope_original_positions=0,
+        rope_low_frequency=1.0,
+        rope_high_frequency=4.0,
+        rope_beta_fast=32.0,
+        rope_beta_slow=1.0,
+        rope_truncate=True,
+        # yarn: of cosines and sines. Derived: 0.1 * ln(rope_factor) + 1.
+        rope_attention_factor=placeholder(float),
+        # yarn: scores are multiplied by (0.1 * this * ln(rope_factor) + 1) squared (DeepSeek).
+        rope_mscale=0.0,
         # layer_norm or rms_norm.
         norm="layer_norm",
         norm_eps=1e-5,
         norm_bias=True,
+        # The scale is 1 + weight (Gemma).
+        norm_offset=False,
         # pre (GPT-2, Llama), post (2017, BERT), sandwich (Gemma 2) or output (OLMo 2).
         norm_placement="pre",
         # A norm after the last layer: needed wherever the residual stream itself is not normed.
@@ -43,7 +62,7 @@ def model():
         embedding_norm=False,
         # Attention and feed-forward read the same norm and add to the same stream (PaLM).
         parallel_block=False,
-        # gelu (erf), gelu_tanh, relu or silu.
+        # gelu (erf), gelu_tanh, relu, silu or, gated only, clamped_silu (GPT-OSS).
         activation="gelu_tanh",
         # act(gate(x)) * up(x) instead of act(up(x)).
         gated=False,
@@ -52,6 +71,43 @@ def model():
         feedforward_bias=True,
         # One table embeds tokens and, transposed, gives the logits.
         tied_embedding=True,
+        # Embeddings are multiplied by this (Gemma: sqrt(d_model)), and logits by that (PaLM).
+        embedding_scale=1.0,
+        logit_scale=1.0,
+        # Logits become cap * tanh(logit / cap) (Gemma 2). 0: as they are.
+        logit_cap=0.0,
+        # Experts instead of one feed-forward (arXiv:1701.06538). 0: none.
+        num_experts=0,
+        experts_per_token=1,
+        # Width of an expert's hidden layer. Derived: d_ff.
+        expert_d_ff=placeholder(int),
+        # Width of an expert that every token has besides, and whether a gate weighs it. 0: none.
+        shared_expert_d_ff=0,
+        shared_expert_gate=False,
+        # The first layers have no experts; of the others every n-th has, the n-th first.
+        dense_layers=0,
+        experts_every=1,
+        # softmax over the experts, or sigmoid of each (DeepSeek V3).
+        router_score="softmax",
+        router_bias=False,
+        # A bias that takes part in the choice, not in the weights, moved by optim.router_bias_step.
+        router_selection_bias=False,
+        # Divide the chosen experts' scores by their sum, and multiply them by router_scale.
+        router_renormalise=False,
+        router_scale=1.0,
+        # Experts in groups, of which only the best are chosen from: by their best, or by the sum of
+        # their two best: max or top2.
+        router_groups=1,
+        router_groups_kept=1,
+        router_group_score="max",
+        # The router's input is multiplied by uniform noise in 1 +- this, in training.
+        router_jitter=0.0,
+        # Tokens of a sequence that an expert takes, the first come; others pass by. 0: all of them.
+        # As a number, or as a multiple of sequence_length * experts_per_token / num_experts.
+        expert_capacity=0,
+        expert_capacity_factor=0.0,
+        # Modules that predict one more token ahead each (DeepSeek V3). 0 or 1.
+        mtp_depth=0,
         # normal, truncated_normal, fan_in or glorot; the std is for the first two.
         initializer="normal",
         initializer_std=0.02,
@@ -61,6 +117,25 @@ def model():
         embedding_dropout=0.0,
         attention_dropout=0.0,
         residual_dropout=0.0,
+        # What scores are multiplied with. Derived: 1 / sqrt(head_width).
+        attention_scale=placeholder(float),
+        # Scores become cap * tanh(score / cap) (Gemma 2). 0: as they are.
+        attention_cap=0.0,
+        # A learned logit for each head that takes probability and gives nothing (GPT-OSS).
+        attention_sinks=False,
+        # A norm of queries and keys: none, head (of each head, Qwen3) or full (of all, OLMo 2).
+        query_key_norm="none",
+        # Which layers see a window: "full", "local", or a pattern that repeats, as "local,full".
+        attention_pattern="full",
+        # Keys that a local layer's query sees, its own included.
+        window=0,
+        # Latent attention (DeepSeek V2): width of the latent that keys and values come from. 0: none.
+        kv_latent=0,
+        # Of the latent that queries come from. 0: from the residual stream.
+        query_latent=0,
+        # The last part of a head's width, which is rotated, and values' width. Derived: head_width.
+        rope_width=placeholder(int),
+        value_width=placeholder(int),
         # Which attention function computes it: a name in lm.nn.attention.BACKENDS.
         attention_backend="plain",
         # Weights and Adam's moments are kept in this; float64 is for proofs, with JAX_ENABLE_X64.
@@ -85,6 +160,14 @@ def objective():
         label_smoothing=0.0,
         # Coefficient of mean(log Z squared), which keeps logits from drifting (PaLM: 1e-4).
         z_loss=0.0,
+        # Of a model with experts, added to the loss: num_experts * sum of (share of tokens * mean
+        # probability) over all layers together (Switch), the same within each sequence and layer
+        # (DeepSeek V3), and the mean squared log Z of the router (ST-MoE).
+        router_aux_loss=0.0,
+        router_sequence_loss=0.0,
+        router_z_loss=0.0,
+        # Weight of the loss of model.mtp_depth.
+        mtp_loss=0.0,
     )
 
 
@@ -152,6 +235,8 @@ def optim():
         decay="matrices",
         # Largest norm of the whole gradient. 0: never clipped.
         clip_norm=1.0,
+        # How far a selection bias moves each step, up for experts with less than their share.
+        router_bias_step=0.0,
     )
 
 

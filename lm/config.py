@@ -18,6 +18,10 @@ class ObjectiveConfig:
     logits_chunk: int
     label_smoothing: float
     z_loss: float
+    router_aux_loss: float
+    router_sequence_loss: float
+    router_z_loss: float
+    mtp_loss: float
 
     def __post_init__(self):
         require(
@@ -28,7 +32,10 @@ class ObjectiveConfig:
             0 <= self.label_smoothing < 1,
             f"objective.label_smoothing={self.label_smoothing} must be in [0, 1).",
         )
-        require(self.z_loss >= 0, f"objective.z_loss={self.z_loss} must be 0 (off) or more.")
+        losses = ("router_aux_loss", "router_sequence_loss", "router_z_loss", "mtp_loss")
+        for key in ("z_loss", *losses):
+            value = getattr(self, key)
+            require(value >= 0, f"objective.{key}={value} must be 0 (off) or more.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,7 @@ class OptimConfig:
     weight_decay: float
     decay: str
     clip_norm: float
+    router_bias_step: float
 
     def __post_init__(self):
         require_in(
@@ -86,7 +94,7 @@ class OptimConfig:
         )
         require_in("optim.decay", self.decay, ("matrices", "kernels", "all"))
         at_least_0 = ("peak_lr", "warmup_steps", "final_lr_fraction", "eps", "weight_decay")
-        for key in (*at_least_0, "clip_norm"):
+        for key in (*at_least_0, "clip_norm", "router_bias_step"):
             value = getattr(self, key)
             require(value >= 0, f"optim.{key}={value} is negative; it must be 0 or more.")
         for key in ("beta1", "beta2"):
@@ -204,7 +212,8 @@ class Config:
 # Keys that may be None in a preset: `resolve` derives them from others.
 DERIVED = (
     *("model.vocab_size", "model.num_kv_heads", "model.head_width", "model.d_ff"),
-    *("model.max_positions", "optim.decay_steps"),
+    *("model.max_positions", "model.rope_width", "model.value_width", "model.expert_d_ff"),
+    *("model.attention_scale", "model.rope_attention_factor", "optim.decay_steps"),
 )
 
 
@@ -226,6 +235,11 @@ def resolve(keys, tokenizer_size=None):
     derive(model, "head_width", lambda: _head_width(model))
     derive(model, "d_ff", lambda: 4 * model["d_model"])
     derive(model, "max_positions", lambda: data["sequence_length"])
+    derive(model, "rope_width", lambda: model["head_width"])
+    derive(model, "value_width", lambda: model["head_width"])
+    derive(model, "expert_d_ff", lambda: model["d_ff"])
+    derive(model, "attention_scale", lambda: max(1, model["head_width"]) ** -0.5)
+    derive(model, "rope_attention_factor", lambda: _attention_factor(model))
     derive(optim, "decay_steps", lambda: train["num_steps"])
     config = _made(Config, keys, "")
     require(
@@ -234,6 +248,12 @@ def resolve(keys, tokenizer_size=None):
         f"{tokenizer_size}; make it {tokenizer_size} or more, or data.tokenizer_size smaller.",
     )
     return config
+
+
+def _attention_factor(model):
+    """arXiv:2309.00071, equation 22; the cosines and sines carry its square root."""
+    yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
+    return 0.1 * math.log(model["rope_factor"]) + 1 if yarn else 1.0
 
 
 def _head_width(model):

@@ -1,13 +1,19 @@
 """The configuration of a Transformer: section `model` of configs/base.py, once resolved."""
 
 import dataclasses
+import math
 
 from lm.errors import require, require_in
 
-POSITIONS = ("learned", "sinusoid", "rope", "none")
+POSITIONS = ("learned", "sinusoid", "rope", "relative", "alibi", "none")
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 NORMS = ("layer_norm", "rms_norm")
 PLACEMENTS = ("pre", "post", "sandwich", "output")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "clamped_silu")
+QUERY_KEY_NORMS = ("none", "head", "full")
+LAYER_ATTENTIONS = ("full", "local")
+ROUTER_SCORES = ("softmax", "sigmoid")
+ROUTER_GROUP_SCORES = ("max", "top2")
 INITIALIZERS = ("normal", "truncated_normal", "fan_in", "glorot")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMATS = ("none", "dots", "full")
@@ -27,9 +33,21 @@ class TransformerConfig:
     position: str
     max_positions: int
     rope_theta: float
+    rope_theta_local: float
+    rope_scaling: str
+    rope_factor: float
+    rope_original_positions: int
+    rope_low_frequency: float
+    rope_high_frequency: float
+    rope_beta_fast: float
+    rope_beta_slow: float
+    rope_truncate: bool
+    rope_attention_factor: float
+    rope_mscale: float
     norm: str
     norm_eps: float
     norm_bias: bool
+    norm_offset: bool
     norm_placement: str
     final_norm: bool
     embedding_norm: bool
@@ -40,12 +58,44 @@ class TransformerConfig:
     attention_output_bias: bool
     feedforward_bias: bool
     tied_embedding: bool
+    embedding_scale: float
+    logit_scale: float
+    logit_cap: float
+    num_experts: int
+    experts_per_token: int
+    expert_d_ff: int
+    shared_expert_d_ff: int
+    shared_expert_gate: bool
+    dense_layers: int
+    experts_every: int
+    router_score: str
+    router_bias: bool
+    router_selection_bias: bool
+    router_renormalise: bool
+    router_scale: float
+    router_groups: int
+    router_groups_kept: int
+    router_group_score: str
+    router_jitter: float
+    expert_capacity: int
+    expert_capacity_factor: float
+    mtp_depth: int
     initializer: str
     initializer_std: float
     scaled_residual_init: bool
     embedding_dropout: float
     attention_dropout: float
     residual_dropout: float
+    attention_scale: float
+    attention_cap: float
+    attention_sinks: bool
+    query_key_norm: str
+    attention_pattern: str
+    window: int
+    kv_latent: int
+    query_latent: int
+    rope_width: int
+    value_width: int
     attention_backend: str
     param_dtype: str
     compute_dtype: str
@@ -54,23 +104,28 @@ class TransformerConfig:
 
     def __post_init__(self):
         sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_width")
-        for key in (*sizes, "d_ff", "max_positions"):
-            value = getattr(self, key)
-            require(value >= 1, f"model.{key}={value} is not possible; it must be 1 or more.")
-        for key in ("rope_theta", "norm_eps", "initializer_std"):
+        widths = ("d_ff", "max_positions", "rope_width", "value_width", "expert_d_ff")
+        at_least(self, 1, *sizes, *widths, "experts_every", "router_groups", "router_groups_kept")
+        at_least(self, 0, "window", "kv_latent", "query_latent", "num_experts", "dense_layers")
+        at_least(self, 0, "shared_expert_d_ff", "expert_capacity", "expert_capacity_factor")
+        at_least(self, 0, "rope_theta_local", "rope_original_positions", "rope_mscale")
+        at_least(self, 0, "attention_cap", "logit_cap", "router_jitter", "mtp_depth")
+        for key in (
+            *("rope_theta", "rope_factor", "norm_eps", "initializer_std", "attention_scale"),
+            *("embedding_scale", "logit_scale", "router_scale", "rope_attention_factor"),
+            *("rope_beta_slow", "rope_low_frequency"),
+        ):
             value = getattr(self, key)
             require(value > 0, f"model.{key}={value} is not possible; it must be more than 0.")
-        heads, kv_heads = self.num_heads, self.num_kv_heads
-        require(
-            heads % kv_heads == 0,
-            f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; take one of "
-            f"{[n for n in range(1, heads + 1) if heads % n == 0]}.",
-        )
         for key, options in (
             ("position", POSITIONS),
+            ("rope_scaling", ROPE_SCALINGS),
             ("norm", NORMS),
             ("norm_placement", PLACEMENTS),
+            ("query_key_norm", QUERY_KEY_NORMS),
             ("activation", ACTIVATIONS),
+            ("router_score", ROUTER_SCORES),
+            ("router_group_score", ROUTER_GROUP_SCORES),
             ("initializer", INITIALIZERS),
             ("param_dtype", DTYPES),
             ("compute_dtype", DTYPES),
@@ -80,15 +135,172 @@ class TransformerConfig:
         for key in ("embedding_dropout", "attention_dropout", "residual_dropout"):
             value = getattr(self, key)
             require(0 <= value < 1, f"model.{key}={value} must be a probability in [0, 1).")
+        self._check_attention()
+        self._check_positions()
+        self._check_experts()
+        require(
+            not (self.parallel_block and self.norm_placement != "pre"),
+            f"model.parallel_block needs model.norm_placement='pre', not {self.norm_placement!r}.",
+        )
+        require(
+            self.activation != "clamped_silu" or self.gated,
+            "model.activation='clamped_silu' clamps a gate; set model.gated=True.",
+        )
+        require(self.mtp_depth <= 1, f"model.mtp_depth={self.mtp_depth} must be 0 or 1.")
+
+    def _check_attention(self):
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        require(
+            heads % kv_heads == 0,
+            f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; take one of "
+            f"{[n for n in range(1, heads + 1) if heads % n == 0]}.",
+        )
+        for name in self.attention_pattern.split(","):
+            require_in("a name in model.attention_pattern", name, LAYER_ATTENTIONS)
+        local = "local" in self.attention_pattern
+        require(
+            local == (self.window > 0),
+            f"model.window={self.window} and model.attention_pattern={self.attention_pattern!r} do "
+            "not go together: layers that are local need a window of 1 or more, others 0.",
+        )
+        if self.kv_latent:
+            require(
+                self.position in ("rope", "none") and self.rope_width < self.head_width,
+                f"model.kv_latent needs model.position='rope' or 'none', not {self.position!r}, and"
+                f" model.rope_width={self.rope_width} less than model.head_width="
+                f"{self.head_width}, whose rest comes from the latent.",
+            )
+            require(
+                kv_heads == heads and not (local or self.qkv_bias or self.query_key_norm != "none"),
+                "model.kv_latent has as many key heads as heads, and no local layers, qkv_bias or "
+                "query_key_norm; change those.",
+            )
+        else:
+            require(
+                self.rope_width == self.value_width == self.head_width and not self.query_latent,
+                f"model.rope_width={self.rope_width}, value_width={self.value_width} other than "
+                f"head_width={self.head_width}, and query_latent={self.query_latent}, are for "
+                "model.kv_latent; set that, or leave them out.",
+            )
+
+    def _check_positions(self):
         require(
             self.position != "sinusoid" or self.d_model % 2 == 0,
             f"model.d_model={self.d_model} is odd, but position='sinusoid' fills pairs of it.",
         )
         require(
-            self.position != "rope" or self.head_width % 2 == 0,
-            f"model.head_width={self.head_width} is odd, but position='rope' turns pairs of it.",
+            self.position != "rope" or self.rope_width % 2 == 0,
+            f"model.{'rope' if self.kv_latent else 'head'}_width={self.rope_width} is odd, but "
+            "position='rope' turns pairs of it.",
         )
         require(
-            not (self.parallel_block and self.norm_placement != "pre"),
-            f"model.parallel_block needs model.norm_placement='pre', not {self.norm_placement!r}.",
+            self.position == "rope"
+            or (self.rope_scaling == "none" and not self.rope_theta_local and not self.rope_mscale),
+            f"model.rope_scaling, rope_theta_local and rope_mscale need model.position='rope', not "
+            f"{self.position!r}.",
+        )
+        require(
+            self.rope_scaling not in ("llama3", "yarn") or self.rope_original_positions > 0,
+            f"model.rope_scaling={self.rope_scaling!r} needs model.rope_original_positions, the "
+            "length that was trained on.",
+        )
+        require(
+            self.position != "relative" or self.d_model % 2 == 0,
+            f"model.d_model={self.d_model} is odd, but position='relative' fills pairs of it.",
+        )
+
+    def _check_experts(self):
+        if not self.num_experts:
+            require(
+                not (self.shared_expert_d_ff or self.dense_layers or self.router_selection_bias),
+                "model.shared_expert_d_ff, dense_layers and router_selection_bias need "
+                "model.num_experts.",
+            )
+            return
+        experts, chosen, groups = self.num_experts, self.experts_per_token, self.router_groups
+        require(
+            1 <= chosen <= experts,
+            f"model.experts_per_token={chosen} must be from 1 to model.num_experts={experts}.",
+        )
+        require(
+            experts % groups == 0 and self.router_groups_kept <= groups,
+            f"model.router_groups={groups} must divide model.num_experts={experts}, and "
+            f"router_groups_kept={self.router_groups_kept} be no more.",
+        )
+        require(
+            chosen <= self.router_groups_kept * (experts // groups),
+            f"model.experts_per_token={chosen} is more than the {experts // groups} experts of "
+            f"{self.router_groups_kept} groups.",
+        )
+        require(
+            self.router_group_score != "top2" or groups == 1 or experts // groups >= 2,
+            "model.router_group_score='top2' needs groups of 2 experts or more.",
+        )
+        require(
+            not (self.expert_capacity and self.expert_capacity_factor),
+            "set one of model.expert_capacity and model.expert_capacity_factor.",
+        )
+        require(
+            any(layer.experts for layer in self.layers()),
+            f"model.dense_layers={self.dense_layers} and experts_every={self.experts_every} leave "
+            f"none of {self.num_layers} layers to the experts.",
+        )
+
+    def layers(self):
+        """A Layer for each layer: what differs between them."""
+        pattern = self.attention_pattern.split(",")
+        return tuple(
+            Layer(
+                local=pattern[number % len(pattern)] == "local",
+                experts=self.num_experts > 0
+                and number >= self.dense_layers
+                and (number - self.dense_layers) % self.experts_every == self.experts_every - 1,
+            )
+            for number in range(self.num_layers)
+        )
+
+    def stretches(self):
+        """The layers as Stretches: the first dense ones, cycles of layers that are alike or repeat,
+        and what is left over; one stretch of one cycle if nothing repeats or scan_layers is off.
+        """
+        every = self.experts_every if self.num_experts else 1
+        period = math.lcm(len(self.attention_pattern.split(",")), every)
+        cycles = (self.num_layers - self.dense_layers) // period
+        if not self.scan_layers or cycles < 2:
+            return (Stretch(0, 1, self.num_layers),)
+        last = self.dense_layers + cycles * period
+        before, after = Stretch(0, 1, self.dense_layers), Stretch(last, 1, self.num_layers - last)
+        stretches = before, Stretch(self.dense_layers, cycles, period), after
+        return tuple(stretch for stretch in stretches if stretch.period)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What a layer is: its attention sees a window; it has experts instead of a feed-forward."""
+
+    local: bool
+    experts: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """`cycles` times `period` layers from layer `first` on, each cycle like the others."""
+
+    first: int
+    cycles: int
+    period: int
+
+    @property
+    def last(self):
+        """The layer after it."""
+        return self.first + self.cycles * self.period
+
+
+def at_least(config, least, *keys):
+    """Raise UserError for a key of the model below `least`."""
+    for key in keys:
+        value = getattr(config, key)
+        require(
+            value >= least,
+            f"model.{key}={value} is not possible; it must be {least} or more.",
         )
