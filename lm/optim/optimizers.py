@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lm.optim.balance import is_buffer
+
 
 def optimizer(config):
     """An optax transformation from gradients to updates of the size of a learning rate of 1, to be
@@ -41,14 +43,14 @@ def clip(max_norm):
 def decay_mask(params, kind):
     """The tree of params with True where one decays.
 
-    kind: "all"; "matrices": all but norms and biases; "kernels": nor the embeddings.
+    kind: "all"; "matrices": all but norms and biases; "kernels": nor the embeddings. Buffers never
+    do.
     """
 
     def decays(path, _):
         names = [entry.key for entry in path]
-        vector = names[-1].startswith("scale") or "bias" in names[-1]
-        return kind == "all" or (
-            not vector and (kind == "matrices" or not names[-1].startswith("table"))
-        )
+        vector = names[-1].startswith(("scale", "sinks")) or "bias" in names[-1]
+        matrix = not vector and (kind == "matrices" or not names[-1].startswith("table"))
+        return not is_buffer(path) and (kind == "all" or matrix)
 
     return jax.tree_util.tree_map_with_path(decays, params)
