@@ -16,6 +16,7 @@ TEXT is a file or folder; `--config.data.tokenizer=FILE` takes GPT-2's own token
 training one.
 """
 
+from configs import common
 from configs.base import base, presets
 
 
@@ -57,4 +58,9 @@ def xl():
     return config
 
 
-get_config = presets(small, medium, large, xl)
+def tiny():
+    """236,928 parameters, of the same shape, trained in seconds on a CPU."""
+    return common.tiny(small())
+
+
+get_config = presets(small, medium, large, xl, tiny)

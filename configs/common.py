@@ -1,0 +1,53 @@
+"""What presets of several families have in common: a parent, a budget and a size for CPUs."""
+
+from configs.base import base
+
+
+def llama_block():
+    """Llama's decoder with Llama 2's recipe (arXiv:2307.09288, section 2.2), sizes left open.
+
+    The recipe is also what presets take where nothing is published: 4 M tokens a batch, 2 T of
+    them, AdamW 0.9, 0.95 and 1e-5, 3e-4 (1.5e-4 from 30 B parameters on) after 2000 steps of
+    warm-up, cosine to 10 %, decay 0.1, clipping at 1.0. They call it the default recipe.
+    """
+    config = base()
+    config.model.update(position="rope", norm="rms_norm", norm_bias=False, norm_eps=1e-5)
+    config.model.update(activation="silu", gated=True, tied_embedding=False)
+    config.model.update(qkv_bias=False, attention_output_bias=False, feedforward_bias=False)
+    config.model.update(scaled_residual_init=False, compute_dtype="bfloat16", remat="full")
+    config.objective.logits_chunk = 512
+    budget(config, tokens=2e12, batch_size=1024, sequence_length=4096)
+    config.optim.update(peak_lr=3e-4, warmup_steps=2000, beta1=0.9, beta2=0.95, eps=1e-5)
+    config.optim.update(final_lr_fraction=0.1, weight_decay=0.1, clip_norm=1.0)
+    config.checkpoint.every_steps = 1000
+    return config
+
+
+def vocabulary(config, size):
+    """As many rows in the embedding as a tokenizer trained here has tokens."""
+    config.model.vocab_size = config.data.tokenizer_size = size
+
+
+def budget(config, tokens, batch_size, sequence_length):
+    """The batch, in sequences and their length, and as many steps as `tokens` make."""
+    config.data.update(batch_size=batch_size, sequence_length=sequence_length)
+    config.train.num_steps = round(tokens / (batch_size * sequence_length))
+
+
+def tiny(config, **model):
+    """`config` in a size that two CPU cores train in seconds: a family's switches, none of its
+    recipe but dropout and the coefficients of its losses. `model`: sizes other than these.
+    """
+    vocabulary(config, 512)
+    config.model.update(num_layers=4, d_model=64, num_heads=4, num_kv_heads=None, head_width=None)
+    config.model.update(d_ff=None, max_positions=None, compute_dtype="float32", remat="none")
+    config.model.update(model)
+    config.objective.logits_chunk = 0
+    # Evaluation reads all of the held-out part: one hundredth keeps it at seconds.
+    config.data.update(batch_size=16, sequence_length=64, validation_fraction=0.01)
+    config.optim = base().optim
+    config.optim.update(peak_lr=3e-3, warmup_steps=20)
+    config.train.num_steps = 250
+    config.evaluate.every_steps = 125
+    config.checkpoint.every_steps = 50
+    return config
