@@ -25,6 +25,7 @@ PARAMETER_DIMS = {
     "heads": "tensor",  # N
     "kv_heads": "tensor",  # K; copied where there are fewer than tensor devices
     "width": None,  # H
+    "latent": None,  # C and Q, of latent attention
     "hidden": "tensor",  # F
     "experts": None,  # E
     "vocab": "tensor",  # V
@@ -39,6 +40,10 @@ ACTIVATIONS = {
     "heads": P(BATCH, None, "tensor", None),  # BTNH and BSKH
     "copied_heads": P(BATCH, None, None, None),  # BTKH of fewer key heads than tensor devices
     "layer_heads": P(None, BATCH, "tensor", None, None),  # LBKSH: the cache
+    "layer_copied_heads": P(None, BATCH, None, None, None),  # the same, of one key head for all
+    "latent": P(BATCH, None, None),  # BTC, BTQ and BTR
+    "head_vectors": P("tensor"),  # N, what each head has
+    "head_matrices": P(None, "tensor", None),  # DNH: weights of heads, gathered over fsdp
     "scores": P(BATCH, "tensor", None, None),  # BNTS
     "hidden": P(BATCH, None, "tensor"),  # BTF
     "summands": P("tensor", BATCH, None, None),  # SBTD: what each tensor device adds to the sum

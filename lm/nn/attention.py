@@ -8,9 +8,13 @@ and heads.
     def mine(q_BTNH, k_BSKH, v_BSKH, visible, *, scale, keep_BNTS=None):
         ...
         return out_BTNH
+
+What else `plain` takes is given only where the model needs it; without it that model is refused.
 """
 
 import dataclasses
+import inspect
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +23,9 @@ from flax import nnx
 from lm.errors import did_you_mean, require
 from lm.mesh import ACTIVATIONS, current_mesh, local, put
 from lm.nn.matmul import matmul
-from lm.nn.params import biased, matrix_init, param, weight, zeros
-from lm.nn.positions import rotate
+from lm.nn.norms import Norm
+from lm.nn.params import biased, matrix_init, normal, param, weight, zeros
+from lm.nn.positions import alibi_bias, alibi_slopes, relative_bias, rotate
 
 BACKENDS = {}
 
@@ -38,7 +43,8 @@ def backend(name):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visible:
-    """Which keys a query may see: those of its own segment at its own position or before.
+    """Which keys a query may see: those of its own segment at its own position or before, and of
+    those only the last `window` (0: all).
 
     Positions (B or 1, T) and (B or 1, S); segments the same or None, where all is one segment.
     Segment 0 is padding.
@@ -48,101 +54,133 @@ class Visible:
     positions_BS: jax.Array
     segments_BT: jax.Array | None = None
     segments_BS: jax.Array | None = None
+    window: int = dataclasses.field(default=0, metadata={"static": True})
 
     def mask(self):
         """Boolean (B or 1, T, S)."""
-        mask = self.positions_BT[:, :, None] >= self.positions_BS[:, None, :]
+        query_BT1, key_B1S = self.positions_BT[:, :, None], self.positions_BS[:, None, :]
+        mask = query_BT1 >= key_B1S
+        if self.window:
+            mask &= query_BT1 - key_B1S < self.window
         if self.segments_BT is not None and self.segments_BS is not None:
             mask &= self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
         return mask
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a layer is given besides its input, made by cache.begin.
+
+    visible: who sees whom. rotation: of this batch's queries and keys, or None. index: the number
+    of tokens in the cache, or None without one. layer: its number among the layers of the cache.
+    """
+
+    visible: Visible
+    rotation: tuple | None = None
+    index: jax.Array | None = None
+    layer: jax.Array | None = None
+
+
 @backend("plain")
-def plain(q_BTNH, k_BSKH, v_BSKH, visible, *, scale, keep_BNTS=None):
-    """softmax(q k / scale) v as it is written (arXiv:1706.03762, section 3.2.1), in O(T S) memory.
+def plain(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    visible,
+    *,
+    scale,
+    keep_BNTS=None,
+    cap=None,
+    sinks_N=None,
+    bias_BNTS=None,
+):
+    """softmax(q k scale) v as it is written (arXiv:1706.03762, section 3.2.1), in O(T S) memory.
 
     keep_BNTS: dropout's mask of probabilities, already divided by the probability to keep.
+    bias_BNTS: (B or 1, N, T, S), added to scores. cap: scores become cap * tanh(score / cap).
+    sinks_N: a score for each head that takes part in the softmax and has no value. Values may have
+    a width of their own.
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     q_BTKGH = (q_BTNH * scale).reshape(B, T, K, N // K, H)
     wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=wide)
+    if bias_BNTS is not None:
+        scores_BKGTS = scores_BKGTS + bias_BNTS.reshape(-1, K, N // K, T, S)
+    if cap is not None:
+        scores_BKGTS = cap * jnp.tanh(scores_BKGTS / cap)
     lowest = jnp.finfo(scores_BKGTS.dtype).min
     scores_BKGTS = jnp.where(visible.mask()[:, None, None], scores_BKGTS, lowest)
-    probs_BKGTS = jax.nn.softmax(scores_BKGTS, -1)
+    if sinks_N is not None:
+        sinks_KG11 = sinks_N.astype(scores_BKGTS.dtype).reshape(K, N // K, 1, 1)
+        sinks_BKGT1 = jnp.broadcast_to(sinks_KG11, (B, K, N // K, T, 1))
+        scores_BKGTS = jnp.concatenate([scores_BKGTS, sinks_BKGT1], -1)
+    probs_BKGTS = jax.nn.softmax(scores_BKGTS, -1)[..., :S]
     if keep_BNTS is not None:
         probs_BKGTS = probs_BKGTS * keep_BNTS.reshape(B, K, N // K, T, S)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BSKH.dtype), v_BSKH)
-    return out_BTKGH.reshape(B, T, N, H)
+    return out_BTKGH.reshape(B, T, N, -1)
 
 
 class Attention(nnx.Module):
     """Multi-head, grouped-query (arXiv:2305.13245) or multi-query self-attention, by
     config.num_kv_heads.
+
+    local: it sees config.window tokens, and its cache is a ring of them.
     """
 
-    def __init__(self, config):
-        self.config = config
-        D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_width
-        require(
-            config.attention_backend in BACKENDS,
-            f"model.attention_backend={config.attention_backend!r} is not registered."
-            + did_you_mean(config.attention_backend, BACKENDS),
-        )
-
-        def projection(heads, dim):
-            return param(
-                (D, heads, H),
-                ("model", dim, "width"),
-                matrix_init(config, D, heads * H),
-                config.param_dtype,
-            )
-
-        self.query_DNH = projection(N, "heads")
-        self.key_DKH = projection(K, "kv_heads")
-        self.value_DKH = projection(K, "kv_heads")
-        output = matrix_init(config, N * H, D, residual=True)
-        self.output_NHD = param((N, H, D), ("heads", "width", "model"), output, config.param_dtype)
-        if config.qkv_bias:
-            self.query_bias_NH = param((N, H), ("heads", "width"), zeros, config.param_dtype)
-            self.key_bias_KH = param((K, H), ("kv_heads", "width"), zeros, config.param_dtype)
-            self.value_bias_KH = param((K, H), ("kv_heads", "width"), zeros, config.param_dtype)
+    def __init__(self, config, local=False):
+        self.config, self.local = config, local
+        check_backend(config)
+        self._make_projections()
         if config.attention_output_bias:
-            self.output_bias_D = param((D,), ("norm",), zeros, config.param_dtype)
+            self.output_bias_D = param((config.d_model,), ("norm",), zeros, config.param_dtype)
+        if config.attention_sinks:
+            small = normal(config.initializer_std)
+            self.sinks_N = param((config.num_heads,), ("heads",), small, config.param_dtype)
+
+    def _make_projections(self):
+        config, dtype = self.config, self.config.param_dtype
+        D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_width
+        of_query, of_key = ("heads", "width"), ("kv_heads", "width")
+
+        def projection(heads, dims):
+            init = matrix_init(config, D, heads * H)
+            return param((D, heads, H), ("model", *dims), init, dtype)
+
+        self.query_DNH = projection(N, of_query)
+        self.key_DKH = projection(K, of_key)
+        self.value_DKH = projection(K, of_key)
+        self.output_NHD = output_matrix(config)
+        if config.qkv_bias:
+            self.query_bias_NH = param((N, H), of_query, zeros, dtype)
+            self.key_bias_KH = param((K, H), of_key, zeros, dtype)
+            self.value_bias_KH = param((K, H), of_key, zeros, dtype)
+        without_bias = dataclasses.replace(config, norm_bias=False)
+        if config.query_key_norm == "head":
+            self.query_norm = Norm(without_bias, "H", (H,))
+            self.key_norm = Norm(without_bias, "H", (H,))
+        elif config.query_key_norm == "full":
+            self.query_norm = Norm(without_bias, "NH", (N, H), of_query)
+            self.key_norm = Norm(without_bias, "KH", (K, H), of_key)
+        if config.position == "relative":
+            small = normal(config.initializer_std)
+            self.position_DNH = projection(N, of_query)
+            self.content_bias_NH = param((N, H), of_query, small, dtype)
+            self.position_bias_NH = param((N, H), of_query, small, dtype)
 
     def __call__(self, x_BTD, context, cache=None, key=None):
-        """(B, T, D) and the updated cache, which is that of all layers.
+        """(B, T, D) and the updated cache, which is that of all layers that see as much.
 
-        context: a transformer.Context; key: for dropout, None: off.
+        context: of those layers, with this one's number; key: for dropout, None: off.
         """
-        config, dtype = self.config, x_BTD.dtype
         q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD)
         if context.rotation is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, context.rotation), rotate(k_BTKH, context.rotation)
-        keep_BNTS = None
-        if key is not None and config.attention_dropout:
-            B, T, N, _ = q_BTNH.shape
-            S = T if cache is None else cache["key_LBKSH"].shape[3]
-            keep_BNTS = keep_mask(key, (B, N, T, S), config.attention_dropout, "scores")
-        function, scale = BACKENDS[config.attention_backend], config.head_width**-0.5
-
-        def attend(q, k, v, keep, visible, cache, place):
-            if cache is not None:
-                k, key_LBKSH = written(cache["key_LBKSH"], k, place)
-                v, value_LBKSH = written(cache["value_LBKSH"], v, place)
-                cache = {"key_LBKSH": key_LBKSH, "value_LBKSH": value_LBKSH}
-            return function(q, k, v, visible, scale=scale, keep_BNTS=keep), cache
-
-        rows = "tokens" if context.visible.positions_BT.shape[0] > 1 else None
-        names = ("heads", "heads", "heads", "scores", rows, "layer_heads", None)
-        run = local(attend, names, ("heads", "layer_heads"))
-        place = context.layer, context.index
-        out_BTNH, cache = run(q_BTNH, k_BTKH, v_BTKH, keep_BNTS, context.visible, cache, place)
-        y_BTD = matmul(out_BTNH, weight(self.output_NHD, dtype), "residual", contract=2)
-        if config.attention_output_bias:
-            y_BTD = biased(y_BTD, self.output_bias_D)
-        return y_BTD, cache
+        out_BTNH, cache = self._attend(q_BTNH, k_BTKH, v_BTKH, context, cache, key)
+        return self._output(out_BTNH, self.output_NHD), cache
 
     def _project(self, x_BTD):
         config, dtype = self.config, x_BTD.dtype
@@ -155,22 +193,143 @@ class Attention(nnx.Module):
             q_BTNH = biased(q_BTNH, self.query_bias_NH)
             k_BTKH = biased(k_BTKH, self.key_bias_KH)
             v_BTKH = biased(v_BTKH, self.value_bias_KH)
+        if config.query_key_norm != "none":
+            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         if copies > 1:
             k_BTKH, v_BTKH = (put(jnp.repeat(x, copies, 2), "heads") for x in (k_BTKH, v_BTKH))
         return q_BTNH, k_BTKH, v_BTKH
 
+    def _attend(self, q_BTNH, k_BTKH, v_BTKH, context, cache, key=None, kv_name="heads"):
+        """(B, T, N, width of values) and the cache, by the backend on each device's rows and heads.
 
-def written(cache_LBKSH, x_BTKH, place):
-    """(all keys or values of a layer (B, S, K, H), the cache), with x written at (layer, index).
+        kv_name: in ACTIVATIONS, of keys and values.
+        """
+        config, visible, scale = self.config, context.visible, score_scale(self.config)
+        function, keep_BNTS, position = BACKENDS[config.attention_backend], None, (None, None)
+        if key is not None and config.attention_dropout:
+            (B, T, N), S = q_BTNH.shape[:3], visible.positions_BS.shape[1]
+            keep_BNTS = keep_mask(key, (B, N, T, S), config.attention_dropout, "scores")
+        if config.position == "relative":
+            kernel_DNH = weight(self.position_DNH, q_BTNH.dtype)
+            position = biased(q_BTNH, self.position_bias_NH), kernel_DNH
+            q_BTNH = biased(q_BTNH, self.content_bias_NH)
+
+        def attend(q, k, v, keep, position_q, kernel, of_head, visible, cache, place):
+            given = {} if not config.attention_cap else {"cap": config.attention_cap}
+            if config.attention_sinks:
+                given["sinks_N"] = of_head["sinks_N"]
+            if config.position == "alibi":
+                given["bias_BNTS"] = alibi_bias(of_head["slopes_N"], visible)
+            elif config.position == "relative":
+                given["bias_BNTS"] = scale * relative_bias(position_q, kernel, visible)
+            if cache is not None:
+                k, v, cache = self._cached(k, v, cache, place)
+            return function(q, k, v, visible, scale=scale, keep_BNTS=keep, **given), cache
+
+        stacks = None if cache is None else {name: cache[name] for name in STACKS if name in cache}
+        stack_name = "layer_heads" if kv_name == "heads" else "layer_copied_heads"
+        rows = "tokens" if visible.positions_BT.shape[0] > 1 else None
+        names = ("heads", kv_name, kv_name, "scores", "heads", "head_matrices", "head_vectors")
+        run = local(attend, (*names, rows, stack_name, None), ("heads", stack_name))
+        place = context.layer, context.index
+        out_BTNH, stacks = run(
+            *(q_BTNH, k_BTKH, v_BTKH, keep_BNTS, *position, self._of_head()),
+            *(visible, stacks, place),
+        )
+        return out_BTNH, None if cache is None else {**cache, **stacks}
+
+    def _of_head(self):
+        """{name: (N,)} of what each head has."""
+        config, found = self.config, {}
+        if config.attention_sinks:
+            found["sinks_N"] = self.sinks_N[...]
+        if config.position == "alibi":
+            slopes_N = jnp.asarray(alibi_slopes(config.num_heads), float)
+            found["slopes_N"] = put(slopes_N, "head_vectors")
+        return found
+
+    def _cached(self, k_BTKH, v_BTKH, cache, place):
+        """(keys, values, the cache) with these in it; on one device's part."""
+        k_BSKH, keys = written(cache["key_LBKSH"], k_BTKH, place, self.local)
+        v_BSKH, values = written(cache["value_LBKSH"], v_BTKH, place, self.local)
+        return k_BSKH, v_BSKH, {"key_LBKSH": keys, "value_LBKSH": values}
+
+    def _output(self, out_BTNH, kernel):
+        y_BTD = matmul(out_BTNH, weight(kernel, out_BTNH.dtype), "residual", contract=2)
+        return biased(y_BTD, self.output_bias_D) if self.config.attention_output_bias else y_BTD
+
+
+def output_matrix(config):
+    """The description of the matrix (N, width of values, D) that writes to the residual stream."""
+    N, W, D = config.num_heads, config.value_width, config.d_model
+    init = matrix_init(config, N * W, D, residual=True)
+    return param((N, W, D), ("heads", "width", "model"), init, config.param_dtype)
+
+
+def check_backend(config):
+    """Raise UserError unless the backend is registered and takes what this model needs."""
+    name = config.attention_backend
+    require(
+        name in BACKENDS,
+        f"model.attention_backend={name!r} is not registered.{did_you_mean(name, BACKENDS)}",
+    )
+    needed = {
+        "cap": ("attention_cap", config.attention_cap > 0),
+        "sinks_N": ("attention_sinks", config.attention_sinks),
+        "bias_BNTS": ("position", config.position in ("alibi", "relative")),
+    }
+    taken = inspect.signature(BACKENDS[name]).parameters
+    for argument, (key, is_needed) in needed.items():
+        require(
+            argument in taken or not is_needed,
+            f"model.attention_backend={name!r} takes no {argument}, which model.{key}="
+            f"{getattr(config, key)!r} needs; add it to the function, or set "
+            "model.attention_backend='plain'.",
+        )
+
+
+def score_scale(config):
+    """What scores are multiplied with. What yarn adds is as DeepSeek's code has it."""
+    if config.rope_scaling != "yarn":
+        return config.attention_scale
+    mscale = 0.1 * config.rope_mscale * math.log(config.rope_factor) + 1
+    return config.attention_scale * mscale**2
+
+
+# The arrays of a cache, stacked over layers; the latent is that of lm/nn/latent.py.
+STACKS = ("key_LBKSH", "value_LBKSH", "latent_LBKSH")
+
+
+def written(cache_LBKSH, x_BTKH, place, ring=False):
+    """(what a layer attends to (B, S, K, H), the cache), with x written at (layer, index).
 
     The cache is written in place, and what is read of it is a view: S by H matrices, as products
     need them. A loop over layers that took and gave each layer's part would copy all of it.
+
+    A ring holds the last S tokens, token n in slot n mod S. One token replaces the oldest, which
+    it does not see; more, of which the first still see old ones, are read after the whole ring:
+    the keys are then S + T.
     """
     layer, index = place
-    x_LBKSH = x_BTKH.swapaxes(1, 2)[None]
+    length, size = x_BTKH.shape[1], cache_LBKSH.shape[3]
+    x_BKTH = x_BTKH.swapaxes(1, 2)
+    if ring and length > 1:
+        seen_BKSH = jnp.concatenate([cache_LBKSH[layer], x_BKTH], 2)
+        x_BKTH, index = seen_BKSH[:, :, ring_slots(index, length, size)], 0
+    elif ring:
+        index = index % size
     start = [jnp.asarray(n, jnp.int32) for n in (layer, 0, 0, index, 0)]
-    cache_LBKSH = jax.lax.dynamic_update_slice(cache_LBKSH, x_LBKSH, start)
-    return cache_LBKSH[layer].swapaxes(1, 2), cache_LBKSH
+    cache_LBKSH = jax.lax.dynamic_update_slice(cache_LBKSH, x_BKTH[None], start)
+    if not ring or length == 1:
+        seen_BKSH = cache_LBKSH[layer]
+    return seen_BKSH.swapaxes(1, 2), cache_LBKSH
+
+
+def ring_slots(index, length, size):
+    """int32 (S,): where in [a ring ; `length` new tokens] each slot of the new ring is found."""
+    slot_S, last = jnp.arange(size), index + length - 1
+    token_S = last - (last - slot_S) % size  # the newest that belongs there
+    return jnp.where(token_S < index, slot_S, size + token_S - index)
 
 
 def kv_copies(config):

@@ -8,25 +8,28 @@ from lm.nn.params import ones, param, zeros
 
 
 class Norm(nnx.Module):
-    """Normalises the last dim, in float32 or wider, and scales it; config.norm says which."""
+    """Normalises the last dims, in float32 or wider, and scales them; config.norm says how.
 
-    def __init__(self, config):
-        self.config = config
-        width = (config.d_model,)
-        self.scale_D = param(width, ("norm",), ones, config.param_dtype)
+    letters: of the dims, one each, as in scale_D; shape: of the scale, (d_model,) if not given;
+    dims: keys of mesh.PARAMETER_DIMS. A dim may be divided over devices: its mean is over all.
+    """
+
+    def __init__(self, config, letters="D", shape=None, dims=("norm",)):
+        self.config, self.letters = config, letters
+        shape = (config.d_model,) if shape is None else shape
+        start = zeros if config.norm_offset else ones
+        setattr(self, f"scale_{letters}", param(shape, dims, start, config.param_dtype))
         if config.norm_bias:
-            self.bias_D = param(width, ("norm",), zeros, config.param_dtype)
+            setattr(self, f"bias_{letters}", param(shape, dims, zeros, config.param_dtype))
 
-    def __call__(self, x_BTD):
-        config = self.config
-        x = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    def __call__(self, x):
+        config, dims = self.config, tuple(range(-len(self.letters), 0))
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if config.norm == "layer_norm":
-            x = x - x.mean(-1, keepdims=True)
-        y = (
-            x
-            * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.norm_eps)
-            * self.scale_D[...]
-        )
+            y = y - y.mean(dims, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(dims, keepdims=True) + config.norm_eps)
+        scale = getattr(self, f"scale_{self.letters}")[...].astype(y.dtype)
+        y = y * (1 + scale if config.norm_offset else scale)
         if config.norm_bias:
-            y = y + self.bias_D[...]
-        return y.astype(x_BTD.dtype)
+            y = y + getattr(self, f"bias_{self.letters}")[...]
+        return y.astype(x.dtype)
