@@ -12,6 +12,7 @@ from flax import nnx
 
 from lm.mesh import ACTIVATIONS, current_mesh, local
 from lm.nn.feedforward import FeedForward, activate, branches
+from lm.nn.grouped import grouped_matmul
 from lm.nn.matmul import matmul
 from lm.nn.params import matrix_init, param, weight, zeros
 
@@ -220,7 +221,7 @@ def dropless(config, x_BTD, chosen_BTk, weights_BTk, weights):
         config,
         weights,
         x_MD[order_M // k],
-        lambda rows, w: jax.lax.ragged_dot(rows, w, sizes_E),
+        lambda rows, w: grouped_matmul(rows, w, sizes_E),
         lambda bias: bias[expert_M],
     )
     out_MD = out_MD[jnp.argsort(order_M)].reshape(*chosen_BTk.shape, -1)
