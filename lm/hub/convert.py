@@ -16,14 +16,14 @@ from lm.config import build
 from lm.data import tokenizer as tokenizers
 from lm.errors import RunError, UserError, did_you_mean, require
 from lm.hub import family as tables
+from lm.hub.families import FAMILIES
 from lm.hub.files import DTYPES, TensorFiles, read_json, replaced, write_json, write_tensors
-from lm.hub.gpt2 import GPT2
-from lm.hub.llama import LLAMA
+from lm.hub.tensors import slots
 from lm.model import LanguageModel, skeleton
 from lm.nn.config import TransformerConfig
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
 HEAD, EMBEDDING = "head/kernel_DV", "embed/table_VD"
+SELECTION = "layers/experts/selection_bias_E"
 
 
 def import_model(folder, mesh=None, compute_dtype="float32"):
@@ -53,7 +53,7 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000):
     """
     chosen = _family_for(model.config, family)
     folder = Path(folder).expanduser().absolute()
-    slots = {slot.name: slot for slot in _slots(chosen, model.config)}
+    found = {slot.name: slot for slot in _slots(chosen, model.config)}
     params = _named(model.params)
     require(
         all(array.is_fully_addressable for array in params.values()),
@@ -61,16 +61,17 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000):
     )
 
     def fetch(name):
-        return slots[name].join(_fetch(params, part) for part in slots[name].parts)
+        return found[name].join(_fetch(params, part) for part in found[name].parts)
 
     dtype = model.config.param_dtype
     end = None if model.tokenizer is None else model.tokenizer.end_of_text
     content = tables.write_keys(chosen, model.config)
     # Both names of the dtype: `torch_dtype` is for transformers before version 5.
     content |= {"dtype": dtype, "torch_dtype": dtype, "bos_token_id": end, "eos_token_id": end}
-    shapes = {name: slot.shape() for name, slot in slots.items()}
+    # Not all have the model's dtype: a selection bias is float32.
+    kinds = {name: (s.shape(), params[s.parts[0].parameter].dtype) for name, s in found.items()}
     with replaced(folder) as partial:
-        write_tensors(partial, shapes, dtype, fetch, max_shard_size)
+        write_tensors(partial, kinds, fetch, max_shard_size)
         write_json(partial / "config.json", content)
         if model.tokenizer is not None:
             model.tokenizer.save(partial)
@@ -94,10 +95,11 @@ def _family_for(config, name):
     raise UserError(f"the model cannot be exported: {'; '.join(reasons)}.")
 
 
-def _slots(family, config):
-    """The tensors of a model of this config."""
+def _slots(family, config, names=()):
+    """The tensors of a model of this config, as they lie in a folder that has these names."""
     _, template = skeleton(config)
-    return tables.slots(family, {name: leaf.shape for name, leaf in _named(template).items()})
+    shapes = {name: leaf.shape for name, leaf in _named(template).items()}
+    return slots(family.rows(names), shapes, config)
 
 
 def _read_family(path):
@@ -119,7 +121,7 @@ def _check(folder, family, content, files, compute_dtype):
     """(TransformerConfig, [(Slot, its name in the files)]), every name, shape and dtype checked."""
     names = _parameter_names(folder, family, files)
     path = folder / "config.json"
-    dtypes = {"param_dtype": _dtype(files, names), "compute_dtype": compute_dtype}
+    dtypes = {"param_dtype": _dtype(family, files, names), "compute_dtype": compute_dtype}
     try:
         config = build(TransformerConfig, {**tables.read_keys(family, content), **dtypes})
         limits = tables.broken_limits(family, config)
@@ -129,10 +131,11 @@ def _check(folder, family, content, files, compute_dtype):
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     config = _tied_or_not(family, config, files, names)
-    slots = {slot.name: slot for slot in _slots(family, config)}
+    config = _with_prediction_or_not(family, config, names)
+    found = {slot.name: slot for slot in _slots(family, config, names)}
     problems = []
-    for name in sorted({*slots, *names}):
-        here = slots[name].shape() if name in slots else None
+    for name in sorted({*found, *names}):
+        here = found[name].shape() if name in found else None
         there = files.shape(names[name]) if name in names else None
         if there is None:
             problems.append(f"{name} {here} is missing")
@@ -145,7 +148,7 @@ def _check(folder, family, content, files, compute_dtype):
         not problems,
         f"the safetensors of {folder} do not fit its config.json: {'; '.join(problems[:4])}{more}.",
     )
-    return config, [(slot, names[name]) for name, slot in slots.items()]
+    return config, [(slot, names[name]) for name, slot in found.items()]
 
 
 def _parameter_names(folder, family, files):
@@ -162,9 +165,13 @@ def _parameter_names(folder, family, files):
     return names
 
 
-def _dtype(files, names):
+def _dtype(family, files, names):
     """The narrowest dtype that holds all parameters of the files."""
-    found = {files.dtype(name): name for name in names.values()}
+    # Selection biases are float32 in every model, and no reason for the rest to be.
+    ends = [row.name.split("}")[-1] for row in family.tensors if {*row.parts} & {SELECTION}]
+    found = {
+        files.dtype(there): there for name, there in names.items() if not name.endswith(tuple(ends))
+    }
     for dtype, name in found.items():
         require(dtype in DTYPES, f"{name} is of dtype {dtype}; lm reads {', '.join(DTYPES)}.")
     return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))
@@ -190,6 +197,20 @@ def _tied_or_not(family, config, files, names):
     return config
 
 
+def _with_prediction_or_not(family, config, names):
+    """The config, without multi-token prediction if the files lack it.
+
+    The files' layer for it is taken out of names if the config has none, as transformers does.
+    """
+    start = f"{family.prefix}layers.{config.num_layers}."
+    first = [row.name for row in family.tensors if "mtp/projection_ID" in row.parts]
+    there = any(name.format(layer=config.num_layers) in names for name in first)
+    if there and not config.mtp_depth:
+        for name in [name for name in names if name.startswith(start)]:
+            del names[name]
+    return config if there else dataclasses.replace(config, mtp_depth=0)
+
+
 def _read_parameters(files, reads, template):
     """The nested dict of parameters, each on its devices. template: of jax.ShapeDtypeStruct.
 
@@ -207,7 +228,7 @@ def _read_parameters(files, reads, template):
             if part.parameter not in arrays:
                 arrays[part.parameter] = jnp.zeros(target.shape, target.dtype, device=place)
             stack = arrays[part.parameter]
-            piece = _set_layer(stack, _put(piece, layer_place), part.index[0])
+            piece = _set_piece(stack, _put(piece, layer_place), part.index)
         else:
             piece = _put(piece, place)
         arrays[part.parameter] = piece.block_until_ready()
@@ -225,8 +246,12 @@ def _put(array, place):
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stack, layer, number):
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, number, 0)
+def _set_piece(stack, piece, index):
+    """The stack with a piece at `index` of its leading dims, which no mesh divides."""
+    for _ in index:
+        piece = piece[None]
+    start = (*index, *[0] * (stack.ndim - len(index)))
+    return jax.lax.dynamic_update_slice(stack, piece, start)
 
 
 def _fetch(params, part):

@@ -121,13 +121,14 @@ def plan(sizes, max_shard_size):
     }
 
 
-def write_tensors(folder, shapes, dtype, fetch, max_shard_size):
+def write_tensors(folder, kinds, fetch, max_shard_size):
     """Write tensors, a file of at most max_shard_size bytes (or of one tensor) in memory at a time.
 
-    shapes: {tensor: shape}; fetch(tensor): its numpy array.
+    kinds: {tensor: (shape, dtype)}; fetch(tensor): its numpy array.
     """
-    width = jnp.dtype(dtype).itemsize
-    sizes = {name: math.prod(shape) * width for name, shape in shapes.items()}
+    sizes = {
+        name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, (shape, dtype) in kinds.items()
+    }
     files = plan(sizes, max_shard_size)
     for file, names in files.items():
         # save_file takes an array's memory as it lies, whatever its strides say.

@@ -1,87 +1,207 @@
-"""GPT-2 (Radford et al. 2019) as Hugging Face keeps it: GPT2LMHeadModel.
+"""GPT-1 (Radford et al. 2018), GPT-2 (2019) and GPT-Neo, whose alternating layers are GPT-3's.
 
-Its matrices are Conv1D's, (in, out), and query, key and value are columns of one. The hub's own
-`gpt2` lacks the prefix and holds attention's masks as tensors.
+Matrices of the first two are Conv1D's, (in, out), and query, key and value are columns of one. The
+hub's own `gpt2` lacks the prefix and holds attention's masks as tensors.
 """
 
-from lm.hub.family import ACTIVATIONS, Family, Key, Tensor
+import dataclasses
+
+from lm.errors import require
+from lm.hub.family import Family
+from lm.hub.keys import ACTIVATIONS, Key, altered, checked, pattern_of
+from lm.hub.tensors import Tensor
 
 LAYER = "transformer.h.{layer}."
+SIZES = (
+    Key("vocab_size", "vocab_size", 50257),
+    Key("n_positions", "max_positions", 1024),
+    Key("n_embd", "d_model", 768),
+    Key("n_layer", "num_layers", 12),
+    Key("n_head", "num_heads", 12),
+    Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    Key("initializer_range", "initializer_std", 0.02),
+    Key("embd_pdrop", "embedding_dropout", 0.1),
+    Key("attn_pdrop", "attention_dropout", 0.1),
+    Key("resid_pdrop", "residual_dropout", 0.1),
+    Key("tie_word_embeddings", "tied_embedding", True),
+)
+ALWAYS = {
+    "position": "learned",
+    "norm": "layer_norm",
+    "norm_bias": True,
+    "gated": False,
+    "qkv_bias": True,
+    "attention_output_bias": True,
+    "feedforward_bias": True,
+    "num_kv_heads": lambda model: model["num_heads"],
+    "head_width": lambda model: model["d_model"] // model["num_heads"],
+}
+DIVIDES = {
+    "n_head={num_heads} must divide n_embd={d_model}": lambda config: (
+        config.d_model % config.num_heads == 0
+    ),
+}
+
+
+def norms(first, second):
+    """Rows of a layer's two norms, by what they are to the model."""
+    return tuple(
+        Tensor(f"{LAYER}{theirs}.{name}", {f"layers/{ours}/{kind}_D": "D"})
+        for theirs, ours in (("ln_1", first), ("ln_2", second))
+        for name, kind in (("weight", "scale"), ("bias", "bias"))
+    )
+
+
+FUSED_ATTENTION = (
+    Tensor(
+        LAYER + "attn.c_attn.weight",
+        {
+            "layers/attention/query_DNH": "D,NH",
+            "layers/attention/key_DKH": "D,KH",
+            "layers/attention/value_DKH": "D,KH",
+        },
+        joined=1,
+    ),
+    Tensor(
+        LAYER + "attn.c_attn.bias",
+        {
+            "layers/attention/query_bias_NH": "NH",
+            "layers/attention/key_bias_KH": "KH",
+            "layers/attention/value_bias_KH": "KH",
+        },
+    ),
+    Tensor(LAYER + "attn.c_proj.weight", {"layers/attention/output_NHD": "NH,D"}),
+    Tensor(LAYER + "attn.c_proj.bias", {"layers/attention/output_bias_D": "D"}),
+    Tensor(LAYER + "mlp.c_fc.weight", {"layers/feedforward/up_DF": "D,F"}),
+    Tensor(LAYER + "mlp.c_proj.weight", {"layers/feedforward/down_FD": "F,D"}),
+)
+BIASES = (
+    Tensor(LAYER + "mlp.c_fc.bias", {"layers/feedforward/up_bias_F": "F"}),
+    Tensor(LAYER + "mlp.c_proj.bias", {"layers/feedforward/down_bias_D": "D"}),
+    Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
+)
+TABLES = (
+    Tensor("transformer.wte.weight", {"embed/table_VD": "V,D"}),
+    Tensor("transformer.wpe.weight", {"positions/table_PD": "P,D"}),
+    Tensor("transformer.ln_f.weight", {"final_norm/scale_D": "D"}),
+    Tensor("transformer.ln_f.bias", {"final_norm/bias_D": "D"}),
+)
+PRE_NORMS = norms("attention_norm", "feedforward_norm")
 
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     keys=(
-        Key("vocab_size", "vocab_size", 50257),
-        Key("n_positions", "max_positions", 1024),
-        Key("n_embd", "d_model", 768),
-        Key("n_layer", "num_layers", 12),
-        Key("n_head", "num_heads", 12),
+        *SIZES,
         Key("n_inner", "d_ff", lambda model: 4 * model["d_model"]),
         Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
-        Key("layer_norm_epsilon", "norm_eps", 1e-5),
-        Key("initializer_range", "initializer_std", 0.02),
-        Key("embd_pdrop", "embedding_dropout", 0.1),
-        Key("attn_pdrop", "attention_dropout", 0.1),
-        Key("resid_pdrop", "residual_dropout", 0.1),
-        Key("tie_word_embeddings", "tied_embedding", True),
     ),
-    always={
-        "position": "learned",
-        "norm": "layer_norm",
-        "norm_bias": True,
-        "gated": False,
-        "qkv_bias": True,
-        "attention_output_bias": True,
-        "feedforward_bias": True,
-        "num_kv_heads": lambda model: model["num_heads"],
-        "head_width": lambda model: model["d_model"] // model["num_heads"],
-        "scaled_residual_init": True,
-    },
+    always={**ALWAYS, "scaled_residual_init": True},
     required={
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
-    limits={
-        "n_head={num_heads} must divide n_embd={d_model}": lambda config: (
-            config.d_model % config.num_heads == 0
-        ),
-    },
-    tensors=(
-        Tensor("transformer.wte.weight", {"embed/table_VD": "V,D"}),
-        Tensor("transformer.wpe.weight", {"positions/table_PD": "P,D"}),
-        Tensor(LAYER + "ln_1.weight", {"layers/attention_norm/scale_D": "D"}),
-        Tensor(LAYER + "ln_1.bias", {"layers/attention_norm/bias_D": "D"}),
-        Tensor(
-            LAYER + "attn.c_attn.weight",
-            {
-                "layers/attention/query_DNH": "D,NH",
-                "layers/attention/key_DKH": "D,KH",
-                "layers/attention/value_DKH": "D,KH",
-            },
-            joined=1,
-        ),
-        Tensor(
-            LAYER + "attn.c_attn.bias",
-            {
-                "layers/attention/query_bias_NH": "NH",
-                "layers/attention/key_bias_KH": "KH",
-                "layers/attention/value_bias_KH": "KH",
-            },
-        ),
-        Tensor(LAYER + "attn.c_proj.weight", {"layers/attention/output_NHD": "NH,D"}),
-        Tensor(LAYER + "attn.c_proj.bias", {"layers/attention/output_bias_D": "D"}),
-        Tensor(LAYER + "ln_2.weight", {"layers/feedforward_norm/scale_D": "D"}),
-        Tensor(LAYER + "ln_2.bias", {"layers/feedforward_norm/bias_D": "D"}),
-        Tensor(LAYER + "mlp.c_fc.weight", {"layers/feedforward/up_DF": "D,F"}),
-        Tensor(LAYER + "mlp.c_fc.bias", {"layers/feedforward/up_bias_F": "F"}),
-        Tensor(LAYER + "mlp.c_proj.weight", {"layers/feedforward/down_FD": "F,D"}),
-        Tensor(LAYER + "mlp.c_proj.bias", {"layers/feedforward/down_bias_D": "D"}),
-        Tensor("transformer.ln_f.weight", {"final_norm/scale_D": "D"}),
-        Tensor("transformer.ln_f.bias", {"final_norm/bias_D": "D"}),
-        Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
-    ),
+    limits=DIVIDES,
+    tensors=(*TABLES, *PRE_NORMS, *FUSED_ATTENTION, *BIASES),
     prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.(masked_)?bias",
+)
+
+GPT = Family(
+    model_type="openai-gpt",
+    architecture="OpenAIGPTLMHeadModel",
+    keys=(
+        *altered(SIZES, vocab_size=40478, n_positions=512),
+        # Its "gelu" is the tanh form.
+        Key(
+            "afn",
+            "activation",
+            "gelu_tanh",
+            {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"},
+        ),
+    ),
+    always={
+        **ALWAYS,
+        "norm_placement": "post",
+        "final_norm": False,
+        "d_ff": lambda model: 4 * model["d_model"],
+    },
+    limits=DIVIDES,
+    tensors=(
+        Tensor("transformer.tokens_embed.weight", {"embed/table_VD": "V,D"}),
+        Tensor("transformer.positions_embed.weight", {"positions/table_PD": "P,D"}),
+        *norms("attention_residual_norm", "feedforward_residual_norm"),
+        *(*FUSED_ATTENTION, *BIASES),
+    ),
+    prefix="transformer.",
+    ignored=GPT2.ignored,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternation:
+    """GPT-Neo's layers: [[["global", "local"], 12]] is 12 times the two, one after the other."""
+
+    names = ("attention_types", "window_size")
+
+    def read(self, flat, model):
+        kinds = flat.get("attention_types")
+        kinds = [[["global", "local"], 12]] if kinds is None else kinds
+        width = checked("window_size", flat.get("window_size", 256), int)
+        try:
+            names = [name for group, times in kinds for _ in range(times) for name in group]
+        except (TypeError, ValueError):
+            names = None
+        require(
+            names is not None
+            and len(names) == model["num_layers"]
+            and {*names} <= {"global", "local"},
+            f"attention_types={kinds!r} must list global or local for {model['num_layers']} "
+            "layers, as [[names, times], ...].",
+        )
+        local = [name == "local" for name in names]
+        return {"attention_pattern": pattern_of(local), "window": width if any(local) else 0}
+
+    def write(self, config):
+        names = ["local" if layer.local else "global" for layer in config.layers()]
+        return {"attention_types": [[names, 1]], "window_size": config.window or 256}
+
+
+NEO = LAYER + "attn.attention."
+
+GPT_NEO = Family(
+    model_type="gpt_neo",
+    architecture="GPTNeoForCausalLM",
+    keys=(
+        Key("vocab_size", "vocab_size", 50257),
+        Key("max_position_embeddings", "max_positions", 2048),
+        Key("hidden_size", "d_model", 2048),
+        Key("num_layers", "num_layers", 24),
+        Key("num_heads", "num_heads", 16),
+        Key("intermediate_size", "d_ff", lambda model: 4 * model["d_model"]),
+        Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
+        Key("layer_norm_epsilon", "norm_eps", 1e-5),
+        Key("initializer_range", "initializer_std", 0.02),
+        Key("embed_dropout", "embedding_dropout", 0.0),
+        Key("attention_dropout", "attention_dropout", 0.0),
+        Key("resid_dropout", "residual_dropout", 0.0),
+        Key("tie_word_embeddings", "tied_embedding", True),
+        Alternation(),
+    ),
+    always={**ALWAYS, "qkv_bias": False, "attention_scale": 1.0},
+    limits=DIVIDES,
+    tensors=(
+        *(*TABLES, *PRE_NORMS),
+        Tensor(NEO + "q_proj.weight", {"layers/attention/query_DNH": "NH,D"}),
+        Tensor(NEO + "k_proj.weight", {"layers/attention/key_DKH": "KH,D"}),
+        Tensor(NEO + "v_proj.weight", {"layers/attention/value_DKH": "KH,D"}),
+        Tensor(NEO + "out_proj.weight", {"layers/attention/output_NHD": "D,NH"}),
+        Tensor(NEO + "out_proj.bias", {"layers/attention/output_bias_D": "D"}),
+        Tensor(LAYER + "mlp.c_fc.weight", {"layers/feedforward/up_DF": "F,D"}),
+        Tensor(LAYER + "mlp.c_proj.weight", {"layers/feedforward/down_FD": "D,F"}),
+        *BIASES,
+    ),
+    prefix="transformer.",
+    ignored=r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",
 )

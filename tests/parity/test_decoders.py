@@ -12,7 +12,8 @@ import pytest
 
 from lm.config import ObjectiveConfig
 from lm.hub import family as tables
-from lm.hub.convert import FAMILIES, export_model, import_model
+from lm.hub.convert import export_model, import_model
+from lm.hub.families import FAMILIES
 from lm.nn.params import bind
 from lm.objectives.causal import causal_loss
 

@@ -1,0 +1,45 @@
+"""Cohere's Command R, which with one key head is PaLM (arXiv:2204.02311) but for its sizes.
+
+Attention and feed-forward read one norm, a layer norm without bias. Rotated pairs are neighbours.
+"""
+
+import dataclasses
+
+from lm.hub.family import Family
+from lm.hub.keys import Key, Rope, altered, without
+from lm.hub.llama import ALWAYS, ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, SIZES
+from lm.hub.tensors import Tensor
+
+
+def rotated(row):
+    """The row of queries or keys with rotated pairs as neighbours."""
+    (name, layout), *_ = row.parts.items()
+    turns = name.startswith(("layers/attention/query", "layers/attention/key"))
+    return dataclasses.replace(row, parts={name: layout.replace("H", "h") if turns else layout})
+
+
+COHERE = Family(
+    model_type="cohere",
+    architecture="CohereForCausalLM",
+    keys=(
+        *altered(
+            without(SIZES, "rms_norm_eps"),
+            vocab_size=256000,
+            max_position_embeddings=8192,
+            hidden_size=8192,
+            intermediate_size=22528,
+            num_hidden_layers=40,
+            num_attention_heads=64,
+            tie_word_embeddings=True,
+        ),
+        Key("layer_norm_eps", "norm_eps", 1e-5),
+        Key("logit_scale", "logit_scale", 0.0625),
+        *(Rope(500_000.0), ATTENTION_BIAS),
+    ),
+    always={**ALWAYS, "norm": "layer_norm", "parallel_block": True},
+    required={"use_qk_norm": False},
+    tensors=(
+        Tensor(LAYER + "input_layernorm.weight", {"layers/attention_norm/scale_D": "D"}),
+        *(*ENDS, *(rotated(row) for row in ATTENTION), *FEEDFORWARD),
+    ),
+)

@@ -1,0 +1,116 @@
+"""Gemma 1 to 3, the text models (arXiv:2403.08295, 2408.00118, 2503.19786)."""
+
+from lm.hub.family import Family
+from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, checked, without
+from lm.hub.llama import (
+    ALWAYS,
+    ATTENTION,
+    ATTENTION_BIAS,
+    DIVIDES,
+    ENDS,
+    FEEDFORWARD,
+    LAYER,
+    SIZES,
+    TENSORS,
+)
+from lm.hub.qwen import NORMS
+from lm.hub.tensors import Tensor
+
+ALWAYS = {**ALWAYS, "norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
+# "gelu" of the first releases means the tanh form.
+GELU = {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS, "gelu": "gelu_tanh"}
+ACTIVATION = Key("hidden_act", "activation", "gelu_tanh", GELU)
+GEMMA_SIZES = altered(
+    without(SIZES, "hidden_act"),
+    vocab_size=256000,
+    max_position_embeddings=8192,
+    hidden_size=3072,
+    intermediate_size=24576,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=256,
+    tie_word_embeddings=True,
+)
+
+GEMMA = Family(
+    model_type="gemma",
+    architecture="GemmaForCausalLM",
+    keys=(*GEMMA_SIZES, ACTIVATION, Rope(), ATTENTION_BIAS),
+    always=ALWAYS,
+    required={"use_bidirectional_attention": None},
+    tensors=TENSORS,
+)
+
+GEMMA2_KEYS = (
+    *altered(
+        GEMMA_SIZES,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    ),
+    Key("hidden_activation", "activation", "gelu_tanh", ACTIVATIONS),
+    ATTENTION_BIAS,
+    Key(
+        "query_pre_attn_scalar",
+        "attention_scale",
+        256**-0.5,
+        to_ours=lambda scalar, model: scalar**-0.5,
+        to_theirs=lambda scale, model: max(1, round(scale**-2)),
+        kind=int,
+    ),
+    Key("final_logit_softcapping", "logit_cap", 30.0, null=0.0),
+    Key("attn_logit_softcapping", "attention_cap", 50.0, null=0.0),
+)
+SANDWICH = (
+    Tensor(LAYER + "input_layernorm.weight", {"layers/attention_norm/scale_D": "D"}),
+    Tensor(
+        LAYER + "post_attention_layernorm.weight", {"layers/attention_output_norm/scale_D": "D"}
+    ),
+    Tensor(LAYER + "pre_feedforward_layernorm.weight", {"layers/feedforward_norm/scale_D": "D"}),
+    Tensor(
+        LAYER + "post_feedforward_layernorm.weight", {"layers/feedforward_output_norm/scale_D": "D"}
+    ),
+)
+
+
+def even(number, flat):
+    return number % 2 == 0
+
+
+def five_of_six(number, flat):
+    name = "sliding_window_pattern"
+    return (number + 1) % checked(name, flat.get(name, 6), int) != 0
+
+
+GEMMA2 = Family(
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    keys=(*GEMMA2_KEYS, Rope(), Windows(4096, even)),
+    always={**ALWAYS, "norm_placement": "sandwich"},
+    required={"use_bidirectional_attention": None},
+    limits=DIVIDES,
+    tensors=(*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD),
+)
+
+GEMMA3 = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    keys=(
+        *altered(
+            GEMMA2_KEYS,
+            vocab_size=262208,
+            max_position_embeddings=131072,
+            final_logit_softcapping=0.0,
+            attn_logit_softcapping=0.0,
+        ),
+        Rope(1_000_000.0, theta_local=10_000.0),
+        Windows(4096, five_of_six),
+    ),
+    always={**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
+    required={"use_bidirectional_attention": False},
+    limits=DIVIDES,
+    tensors=(*ENDS, *SANDWICH, *ATTENTION, *NORMS, *FEEDFORWARD),
+)

@@ -1,0 +1,309 @@
+"""The keys of a config.json and what they are in TransformerConfig, in both directions.
+
+A row of a family's table has `names`, of config.json; `read(flat, model)`, which gives keys of
+TransformerConfig from config.json with dotted names and from the keys of the rows above; and
+`write(config)`, which gives content of config.json.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from lm.errors import require, require_in
+from lm.nn.config import TransformerConfig
+
+# config.json's names of activations; the first of several for one is written.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+KINDS = {float: "a finite number", bool: "true or false", str: "a text", list: "a list"}
+TYPES = typing.get_type_hints(TransformerConfig)
+
+
+def checked(name, value, kind, least=1):
+    """The value, if it is of the kind. least: of a whole number."""
+    value = float(value) if kind is float and type(value) is int else value
+    fits = type(value) is kind and (kind is not int or value >= least)
+    fits = fits and (kind is not float or math.isfinite(value))
+    wanted = f"a whole number, {least} or more" if kind is int else KINDS[kind]
+    require(fits, f"{name}={value!r} must be {wanted}.")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A value of config.json, and the keys of TransformerConfig that have it.
+
+    theirs: its names, "a.b" for a member of an object; the first that is there is read, all are
+    written. default: the value, in our terms, where config.json has none or null, or a function
+    that gets it from the dict of our keys in the rows above. null: what null means, in our terms,
+    if not the default. least: of whole numbers. values: {theirs: ours}, if they are called
+    differently. to_ours, to_theirs: functions of the value and our other keys, if it is computed;
+    kind: the type of theirs then.
+    """
+
+    theirs: str | tuple[str, ...]
+    ours: str | tuple[str, ...]
+    default: Any
+    values: dict | None = None
+    null: Any = None
+    least: int = 1
+    to_ours: Callable | None = None
+    to_theirs: Callable | None = None
+    kind: type | None = None
+
+    @property
+    def names(self):
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+    @property
+    def our_names(self):
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    def read(self, flat, model):
+        return dict.fromkeys(self.our_names, self._read(flat, model))
+
+    def _read(self, flat, model):
+        given = [(name, flat[name]) for name in self.names if flat.get(name) is not None]
+        if not given:
+            if self.null is not None and any(name in flat for name in self.names):
+                return self.null
+            return self.default(model) if callable(self.default) else self.default
+        name, value = given[0]
+        value = checked(name, value, self.kind or TYPES[self.our_names[0]], self.least)
+        if self.values is not None:
+            require_in(name, value, self.values)
+            return self.values[value]
+        return value if self.to_ours is None else self.to_ours(value, model)
+
+    def write(self, config):
+        """Their value, null if they have no such one."""
+        value = getattr(config, self.our_names[0])
+        if self.null is not None and value == self.null:
+            value = None
+        elif self.values is not None:
+            value = next((theirs for theirs, ours in self.values.items() if ours == value), None)
+        elif self.to_theirs is not None:
+            value = self.to_theirs(value, dataclasses.asdict(config))
+        return dict.fromkeys(self.names, value)
+
+
+def altered(rows, **defaults):
+    """The rows with other defaults, {first name in config.json: default}."""
+    known = {row.names[0]: row for row in rows}
+    changed = {
+        name: dataclasses.replace(known[name], default=value) for name, value in defaults.items()
+    }
+    return tuple({**known, **changed}.values())
+
+
+def without(rows, *names):
+    """The rows but for those of these first names in config.json."""
+    return tuple(row for row in rows if row.names[0] not in names)
+
+
+# The members of config.json's rotary parameters that each of lm's scalings has.
+SCALINGS = {
+    "none": {},
+    "linear": {"factor": "rope_factor"},
+    "llama3": {
+        "factor": "rope_factor",
+        "original_max_position_embeddings": "rope_original_positions",
+        "low_freq_factor": "rope_low_frequency",
+        "high_freq_factor": "rope_high_frequency",
+    },
+    "yarn": {
+        "factor": "rope_factor",
+        "original_max_position_embeddings": "rope_original_positions",
+        "beta_fast": "rope_beta_fast",
+        "beta_slow": "rope_beta_slow",
+        "truncate": "rope_truncate",
+    },
+}
+# What else they may have: read by hand, or without a meaning.
+FURTHER = ("rope_type", "type", "rope_theta", "attention_factor", "mscale", "mscale_all_dim")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions: `rope_parameters`, and `rope_theta` with `rope_scaling`, as it was before
+    transformers 5. Both are read and both written, after the row of the longest sequence.
+
+    theta: where config.json has none. theta_local: that of local layers, if they have their own
+    (Gemma 3); 0 if not. scaling: the parameters where config.json has none. scale_scores: whether
+    mscale_all_dim scales the scores too (DeepSeek).
+    """
+
+    theta: float = 10_000.0
+    theta_local: float = 0.0
+    scaling: dict | None = None
+    scale_scores: bool = False
+    names = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+
+    def read(self, flat, model):
+        given = {**_members(flat, "rope_parameters"), **_members(flat, "rope_scaling")}
+        local = _members(given, "sliding_attention") if self.theta_local else {}
+        nested = _members(given, "full_attention") if self.theta_local else {}
+        starts = ("sliding_attention.", "full_attention.") if self.theta_local else ()
+        rest = {name: value for name, value in given.items() if not name.startswith(starts)}
+        given = {**nested, **rest} or self.scaling or {}
+        kind = given.get("rope_type") or given.get("type") or "default"
+        require_in("rope_type", kind, ("default", "linear", "llama3", "yarn"))
+        scaling = "none" if kind == "default" else kind
+        _refuse_others(given, {name for known in SCALINGS.values() for name in known})
+        _refuse_others(local, ())
+        require(
+            local.get("rope_type", "default") == "default",
+            f"rope_type={local.get('rope_type')!r} of sliding_attention must be 'default'.",
+        )
+        keys = {
+            "rope_theta": _theta(given, flat, "rope_theta", self.theta),
+            "rope_scaling": scaling,
+            **_scaling(scaling, given, model),
+        }
+        if self.theta_local:
+            keys["rope_theta_local"] = _theta(local, flat, "rope_local_base_freq", self.theta_local)
+        if scaling == "yarn":
+            keys |= self._mscale(given, keys["rope_factor"])
+        return keys
+
+    def _mscale(self, given, factor):
+        """The factors of YaRN's cosines and sines, and of scores; arXiv:2309.00071, equation 22."""
+        whole = _number(given, "mscale_all_dim", 0.0)
+        given_scale, length = _number(given, "mscale", 0.0), math.log(max(1.0, factor))
+        natural = 0.1 * length + 1
+        if given_scale and whole:
+            natural = (0.1 * given_scale * length + 1) / (0.1 * whole * length + 1)
+        keys = {"rope_attention_factor": _number(given, "attention_factor", natural)}
+        return keys | ({"rope_mscale": whole} if self.scale_scores else {})
+
+    def write(self, config):
+        scaling = config.rope_scaling
+        given = {name: getattr(config, ours) for name, ours in SCALINGS[scaling].items()}
+        if config.rope_mscale:
+            given |= dict.fromkeys(("mscale", "mscale_all_dim"), config.rope_mscale)
+        length = math.log(max(1.0, config.rope_factor))
+        natural = 1.0 if config.rope_mscale else 0.1 * length + 1
+        if scaling == "yarn" and config.rope_attention_factor != natural:
+            given["attention_factor"] = config.rope_attention_factor
+        given = {"rope_type": "default" if scaling == "none" else scaling, **given}
+        whole = {**given, "rope_theta": config.rope_theta}
+        old = {
+            "rope_theta": config.rope_theta,
+            "rope_scaling": None if scaling == "none" else given,
+        }
+        if not self.theta_local:
+            return {**old, "rope_parameters": whole}
+        local = {"rope_type": "default", "rope_theta": config.rope_theta_local}
+        new = {"full_attention": whole, "sliding_attention": local}
+        return {**old, "rope_local_base_freq": config.rope_theta_local, "rope_parameters": new}
+
+
+def _members(flat, name):
+    """The members of an object of config.json, {} without it."""
+    require(flat.get(name) is None, f"{name}={flat.get(name)!r} must be an object of config.json.")
+    start = f"{name}."
+    return {
+        key.removeprefix(start): value
+        for key, value in flat.items()
+        if key.startswith(start) and value is not None
+    }
+
+
+def _refuse_others(given, known):
+    for name, value in given.items():
+        neutral = name == "partial_rotary_factor" and value == 1
+        require(
+            name in known or name in FURTHER or neutral,
+            f"lm has no rotary positions with {name}={value!r}, only without it.",
+        )
+
+
+def _number(given, name, default):
+    return checked(name, given.get(name, default), float)
+
+
+def _theta(given, flat, name, default):
+    other = default if flat.get(name) is None else flat[name]
+    return checked(name, given.get("rope_theta", other), float)
+
+
+def _scaling(scaling, given, model):
+    """The keys of a scaling, from the members given of config.json."""
+    standard = {"original_max_position_embeddings": model["max_positions"]}
+    standard |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+    positions = given.get("original_max_position_embeddings")
+    if scaling == "yarn" and type(positions) is int and positions > 0:
+        standard["factor"] = model["max_positions"] / positions
+    keys = {}
+    for name, ours in SCALINGS[scaling].items():
+        value = given.get(name, standard.get(name))
+        require(value is not None, f"rotary positions of {scaling!r} need {name}.")
+        keys[ours] = checked(name, value, TYPES[ours])
+    return keys
+
+
+def pattern_of(local):
+    """model.attention_pattern of the layers that are local, as short as it can be."""
+    names = ["local" if is_local else "full" for is_local in local]
+    length = next(
+        length
+        for length in range(1, len(names) + 1)
+        if all(name == names[number % length] for number, name in enumerate(names))
+    )
+    return ",".join(names[:length])
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Which layers see a window, and its width: `sliding_window`, `layer_types`.
+
+    width: without the key, and None for no window; null is none too. local: whether a layer is
+    local where config.json has no layer_types, a function of its number and of config.json with
+    dotted names; None for a family in which all layers are alike and layer_types is no key. switch:
+    the key without which there is no window.
+    """
+
+    width: int | None
+    local: Callable | None = None
+    switch: str | None = None
+
+    @property
+    def names(self):
+        listed = ("layer_types",) if self.local else ()
+        return ("sliding_window", *listed, *((self.switch,) if self.switch else ()))
+
+    def read(self, flat, model):
+        width = flat.get("sliding_window", self.width)
+        if self.switch and not checked(self.switch, flat.get(self.switch) or False, bool):
+            width = None
+        if width is None:
+            return {"attention_pattern": "full", "window": 0}
+        width, count = checked("sliding_window", width, int), model["num_layers"]
+        kinds = flat.get("layer_types") if self.local else None
+        if kinds is None:
+            local = [self.local is None or self.local(number, flat) for number in range(count)]
+        else:
+            known = {"full_attention": False, "sliding_attention": True}
+            listed = type(kinds) is list and len(kinds) == count
+            require(
+                listed and all(kind in [*known] for kind in kinds),
+                f"layer_types={kinds!r} must list {' or '.join(known)} for {count} layers.",
+            )
+            local = [known[kind] for kind in kinds]
+        return {"attention_pattern": pattern_of(local), "window": width if any(local) else 0}
+
+    def write(self, config):
+        kinds = [
+            "sliding_attention" if layer.local else "full_attention" for layer in config.layers()
+        ]
+        content = {"sliding_window": config.window or None}
+        content |= {"layer_types": kinds} if self.local else {}
+        return content | ({self.switch: config.window > 0} if self.switch else {})
