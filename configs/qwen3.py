@@ -69,7 +69,7 @@ def qwen3_32b():
 
 def qwen3_30b_a3b():
     """30,532,122,624 parameters, of which a token uses 3,353,032,704."""
-    return with_experts(48, 2048, 32, 4, expert_d_ff=768)
+    return with_experts(48, 2048, 32, 4, expert_d_ff=768, peak_lr=1.5e-4)
 
 
 def qwen3_235b_a22b():
