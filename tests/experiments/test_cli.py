@@ -36,7 +36,7 @@ WRONG = [
     (["--config.data.batch_size=4"], "needs --config=FILE:PRESET too"),
     (["--config"], "--config needs a value: --config=FILE:PRESET."),
     (["--config="], "there is no file ''"),
-    (["--config=configs/gpt9.py"], "Did you mean 'configs/gpt2.py'"),
+    (["--config=configs/lama.py"], "Did you mean 'configs/llama.py'"),
     (["--config=configs"], "there is no file 'configs'"),
     (["--config=README.md"], "README.md"),
     (["--config=pyproject.toml"], "not a Python file"),
