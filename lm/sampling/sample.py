@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from lm.errors import RunError, require
 from lm.mesh import ACTIVATIONS, BATCH, current_mesh, local, put, use_mesh
+from lm.nn.cache import empty_cache, take_rows
 from lm.nn.params import bind
-from lm.nn.transformer import empty_cache
 from lm.sampling.choose import choose
 
 # Lengths are padded to this times a power of two, so that few of them are compiled.
@@ -252,7 +252,7 @@ def _read(model, prefix, prompt_B, room):
     )
     count, length = tokens_PT.shape
     cache = empty_cache(model.config, count, length + room)
-    hidden_PTD, cache = model.hidden(
+    hidden_PTD, cache, _ = model.hidden(
         tokens_PT, positions=positions_PT, segments=segments_PT, cache=cache
     )
     logits_PV = put(model.logits(hidden_PTD[:, -1:])[:, 0], "tokens")
@@ -260,19 +260,11 @@ def _read(model, prefix, prompt_B, room):
     if prompt_B is None:
         return cache, logits_PV, lengths_P1
 
-    def spread(x, name, dim):
-        """A row of x for each sample."""
-        index = (slice(None),) * dim + (prompt_B,)
-        place = None if current_mesh() is None else ACTIVATIONS[name]
-        return x.at[index].get(out_sharding=place)
-
-    cache = {
-        "layers": {name: spread(x, "layer_heads", 1) for name, x in cache["layers"].items()},
-        "positions_BS": spread(cache["positions_BS"], "tokens", 0),
-        "segments_BS": spread(cache["segments_BS"], "tokens", 0),
-        "index": cache["index"],
-    }
-    return cache, spread(logits_PV, "tokens", 0), spread(lengths_P1, "tokens", 0)
+    place = None if current_mesh() is None else ACTIVATIONS["tokens"]
+    logits_BV, lengths_B1 = (
+        x.at[prompt_B].get(out_sharding=place) for x in (logits_PV, lengths_P1)
+    )
+    return take_rows(cache, prompt_B), logits_BV, lengths_B1
 
 
 @functools.partial(jax.jit, static_argnames=("module", "room", "vocab", "top_k"))
@@ -308,7 +300,7 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
         return ~state["ended_B1"].all() & ~state["broken_B1"].any()
 
     def advance(state):
-        hidden_B1D, cache = model.hidden(
+        hidden_B1D, cache, _ = model.hidden(
             jnp.maximum(state["last_B1"], 0),
             positions=jnp.minimum(lengths_B1 + state["n"], settings["table"]) - 1,
             segments=none_B1 + 1,

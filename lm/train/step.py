@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from lm.nn.params import bind
 from lm.objectives.causal import causal_loss
+from lm.objectives.routing import expert_metrics
+from lm.optim.balance import move_selection_bias
 from lm.optim.optimizers import optimizer
 from lm.optim.schedules import learning_rate
 from lm.train.state import TrainState
@@ -18,7 +20,7 @@ def make_train_step(model, config, state_shardings):
 
     batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
     metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, fingerprint
-    (uint32, 2) and the skip counts.
+    (uint32, 2), the skip counts and, with experts, what `expert_metrics` gives.
     """
     transform = optimizer(config.optim)
     uses_dropout = any(
@@ -35,13 +37,16 @@ def make_train_step(model, config, state_shardings):
 
         def part_loss(params, part, number):
             key = jax.random.fold_in(step_key, number) if uses_dropout else None
-            minimised, nll = causal_loss(bind(model, params), part, config.objective, key)
-            return minimised / total, nll / total
+            minimised, nll, routed = causal_loss(bind(model, params), part, config.objective, key)
+            return minimised / total, (nll / total, routed)
 
-        nll, grads = accumulate(jax.value_and_grad(part_loss, has_aux=True), state.params, batch)
+        value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
+        (nll, routed), grads = accumulate(value_and_grad, state.params, batch)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         lr = learning_rate(config.optim, state.step)
         params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state.params, updates)
+        if config.optim.router_bias_step and config.model.router_selection_bias:
+            params = move_selection_bias(params, routed["count_E"], config.optim.router_bias_step)
         grad_norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
         finite = jnp.isfinite(nll) & jnp.isfinite(grad_norm)
         # A step that is not finite leaves everything as it was but the step number and the count.
@@ -63,6 +68,7 @@ def make_train_step(model, config, state_shardings):
             "lr": lr,
             "fingerprint": fingerprint(batch),
             **variables,
+            **(expert_metrics(routed) if routed else {}),
         }
         return new_state, metrics
 
@@ -70,23 +76,26 @@ def make_train_step(model, config, state_shardings):
 
 
 def accumulate(value_and_grad, params, batch):
-    """(nll, grads) summed over the parts of a batch, the first dim of its arrays.
+    """(auxiliary values, grads) summed over the parts of a batch, the first dim of its arrays.
 
     One copy of the gradient is kept.
     """
+
+    def of_part(part, number):
+        (_, values), grads = value_and_grad(params, part, number)
+        return values, grads
+
     parts = batch["tokens"].shape[0]
+    first = of_part, jax.tree.map(lambda x: x[0], batch), 0
     if parts == 1:
-        (_, nll), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], batch), 0)
-        return nll, grads
+        return of_part(*first[1:])
 
     def add(sums, xs):
-        part, number = xs
-        (_, nll), grads = value_and_grad(params, part, number)
-        return jax.tree.map(jnp.add, sums, (nll, grads)), None
+        return jax.tree.map(jnp.add, sums, of_part(*xs)), None
 
-    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    (nll, grads), _ = jax.lax.scan(add, start, (batch, jnp.arange(parts)))
-    return nll, grads
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(*first))
+    sums, _ = jax.lax.scan(add, start, (batch, jnp.arange(parts)))
+    return sums
 
 
 def fingerprint(batch):
@@ -122,8 +131,10 @@ def make_eval_step(model, config):
 
     def eval_step(params, batch):
         batch = jax.tree.map(lambda x: x[0], batch)
-        objective = dataclasses.replace(config.objective, label_smoothing=0.0, z_loss=0.0)
-        _, nll = causal_loss(bind(model, params), batch, objective)
+        objective = dataclasses.replace(
+            config.objective, label_smoothing=0.0, z_loss=0.0, mtp_loss=0.0
+        )
+        _, nll, _ = causal_loss(bind(model, params), batch, objective)
         return nll, batch["weights"].sum()
 
     return jax.jit(eval_step)

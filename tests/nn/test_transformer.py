@@ -83,7 +83,7 @@ def test_no_position_sees_a_later_one(position, backend):
         # Token number t reads row t of the table: gradients of rows are those of positions.
         changed = {**params, "embed": {"table_VD": table.at[:8].set(rows_TD)}}
         tokens = jnp.arange(8)[None]
-        hidden, _ = bind(Transformer(config.model), changed).hidden(tokens)
+        hidden, _, _ = bind(Transformer(config.model), changed).hidden(tokens)
         return jnp.square(hidden[0, t]).sum()
 
     for t in (0, 4):
@@ -173,7 +173,7 @@ def test_gradients_of_frequent_tokens_and_biases_are_not_summed_in_low_precision
 
     def grads(config):
         def loss(params):
-            hidden, _ = bind(Transformer(config.model), params).hidden(tokens)
+            hidden, _, _ = bind(Transformer(config.model), params).hidden(tokens)
             return jnp.float32(hidden[..., :2]).sum()
 
         return jax.jit(jax.grad(loss))(params)

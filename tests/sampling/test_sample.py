@@ -16,7 +16,7 @@ from lm.errors import RunError, UserError
 from lm.mesh import make_mesh
 from lm.model import LanguageModel, skeleton
 from lm.nn.params import bind, initialise
-from lm.nn.transformer import empty_cache
+from lm.nn.cache import empty_cache
 from lm.sampling import sample as module
 from lm.sampling.sample import generate
 
@@ -114,7 +114,7 @@ def test_logits_with_a_cache(changes):
 
     @jax.jit
     def read(tokens, positions, segments, cache):
-        hidden, cache = bound.hidden(tokens, positions=positions, segments=segments, cache=cache)
+        hidden, cache, _ = bound.hidden(tokens, positions=positions, segments=segments, cache=cache)
         return bound.logits(hidden[:, -1:])[:, 0], cache
 
     logits, cache = read(**prefix, cache=empty_cache(model.config, 2, 32))
