@@ -93,9 +93,10 @@ def accumulate(value_and_grad, params, batch):
     def add(sums, xs):
         return jax.tree.map(jnp.add, sums, of_part(*xs)), None
 
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(*first))
-    sums, _ = jax.lax.scan(add, start, (batch, jnp.arange(parts)))
-    return sums
+    values, _ = jax.eval_shape(*first)
+    values = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values)
+    start = values, jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, start, (batch, jnp.arange(parts)))[0]
 
 
 def fingerprint(batch):
