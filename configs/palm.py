@@ -7,8 +7,10 @@ Not the paper's: its optimiser is Adafactor without factoring at 1e-2 for 10,000
 over the square root of the step, with a decay of the rate squared (section 5). Here AdamW with the
 default recipe's peaks (configs/common.py), 10,000 steps of warm-up and the same square root. Its
 batch grew from 512 over 1024 to 2048 sequences (after 50,000 and 115,000 of 255,000 steps): here
-2048 throughout. Kernels begin with its std of 1 / sqrt(inputs); so does the embedding, which the
-paper begins with std 1. The z-loss is the paper's.
+2048 throughout. The z-loss is the paper's, and so is the model at the first step, with a std of
+1 / sqrt(inputs) for kernels and of 1 for embeddings. But the table is kept divided by
+sqrt(d_model), so that embeddings are scaled instead of logits: the same function, whose table
+Adam's steps, unlike Adafactor's no larger for larger parameters, move as fast as the kernels.
 
 Expected: MMLU with 5 examples 25.3 (8B), 53.7 (62B) and 69.3 (540B) (table 6).
 
@@ -26,7 +28,7 @@ def sized(num_layers, d_model, num_heads, peak_lr=1.5e-4):
     config.model.update(num_layers=num_layers, d_model=d_model, num_heads=num_heads)
     config.model.update(num_kv_heads=1, head_width=256, d_ff=4 * d_model)
     config.model.update(norm="layer_norm", parallel_block=True, tied_embedding=True)
-    config.model.update(logit_scale=d_model**-0.5, initializer="fan_in")
+    config.model.update(initializer="fan_in", embedding_scale=d_model**0.5)
     config.objective.z_loss = 1e-4
     common.budget(config, tokens=780e9, batch_size=2048, sequence_length=2048)
     config.optim.update(peak_lr=peak_lr, warmup_steps=10_000, schedule="inverse_sqrt", eps=1e-8)
@@ -51,7 +53,7 @@ def palm_540b():
 def tiny():
     """311,616 parameters, of the same shape, trained in seconds on a CPU; heads exceed d_model."""
     config = palm_8b()
-    return common.tiny(config, num_kv_heads=1, head_width=32, d_ff=256, logit_scale=64**-0.5)
+    return common.tiny(config, num_kv_heads=1, head_width=32, d_ff=256, embedding_scale=8.0)
 
 
 get_config = presets(palm_8b, palm_62b, palm_540b, tiny)
