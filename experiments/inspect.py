@@ -3,7 +3,7 @@
     python -m experiments.inspect --config=configs/gpt2.py:small [--devices=8] [--json]
     python -m experiments.inspect --workdir=runs/a
 
-Everything is arithmetic on the configuration (lm/flops.py); no array is made and no device is used.
+Everything is arithmetic on descriptions (lm/flops.py); no array is made and no device is used.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import types
 from pathlib import Path
 
 from experiments import cli
-from lm import flops
 from lm.axes import axis_sizes
 from lm.config import Config, DataConfig, build, resolve
 from lm.errors import UserError, require
@@ -95,6 +94,8 @@ def costs(config, devices=None):
 
     devices: how many, or None for the fewest that the mesh takes.
     """
+    from lm import flops
+
     model, data, steps = config.model, config.data, config.train.num_steps
     mesh = axis_sizes(dataclasses.asdict(config.mesh), devices, supposed=True)
     fsdp, tensor = mesh["fsdp"], mesh["tensor"]
@@ -113,6 +114,7 @@ def costs(config, devices=None):
     parameters = flops.parameter_count(model)
     return {
         "parameters": parameters,
+        "active_parameters": flops.active_parameter_count(model),
         "parameters_by_part": flops.parameter_parts(model),
         "matmul_parameters": flops.matmul_parameters(model),
         "mesh": mesh,
@@ -122,6 +124,7 @@ def costs(config, devices=None):
         },
         "checkpoint_bytes": flops.checkpoint_bytes(model),
         "cache_bytes_per_token": flops.cache_bytes_per_token(model),
+        "cache_bytes": flops.cache_bytes(model, data.sequence_length),
         "training_flops_per_token": per_token,
         "forward_flops_per_token": flops.forward_flops_per_token(model, data.sequence_length),
         "decode_flops_per_token": flops.decode_flops_per_token(model, data.sequence_length),
@@ -140,16 +143,19 @@ def text(report):
     memory, per_token = report["bytes_per_device"], report["training_flops_per_token"]
     lines = [("parameters", f"{report['parameters']:,}")]
     lines += [(f"  {part}", f"{n:,}") for part, n in report["parameters_by_part"].items()]
+    if report["active_parameters"] != report["parameters"]:
+        lines.append(("parameters that a token meets", f"{report['active_parameters']:,}"))
     lines += [("", ""), (f"memory of a device, mesh {mesh}", "")]
     lines += [(f"  {kind.replace('_', ' ')}", _bytes(size)) for kind, size in memory.items()]
     lines += [
         ("  together, at least", _bytes(sum(memory.values()))),
         ("a checkpoint", _bytes(report["checkpoint_bytes"])),
         ("the cache, a token", _bytes(report["cache_bytes_per_token"])),
+        ("the cache, a sequence", _bytes(report["cache_bytes"])),
         ("", ""),
         ("FLOPs of a token in training", f"{per_token['causal']:.4g}"),
         ("  as PaLM counts, for its MFU", f"{per_token['palm']:.4g}"),
-        ("  6ND, all parameters", f"{per_token['chinchilla']:.4g}"),
+        ("  6ND", f"{per_token['chinchilla']:.4g}"),
         ("  6ND, without embeddings", f"{per_token['kaplan']:.4g}"),
         ("FLOPs of a token read", f"{report['forward_flops_per_token']:.4g}"),
         ("FLOPs of a token generated", f"{report['decode_flops_per_token']:.4g}"),

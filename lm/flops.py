@@ -1,145 +1,162 @@
-"""What a model costs in parameters, FLOPs and bytes: plain arithmetic on its TransformerConfig.
+"""What a model costs in parameters, FLOPs and bytes: plain arithmetic on its TransformerConfig and
+on the descriptions of its parameters. No array is made.
 
 A multiply-add is 2 FLOPs. Dims as everywhere: V vocabulary, P positions, D model, N query heads, K
 key heads, H head width, F hidden, L layers, T sequence.
 """
 
+import dataclasses
+import functools
 import math
+import types
+
+from lm.mesh import parameter_spec
+from lm.nn.params import descriptions
+from lm.nn.transformer import Transformer
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 CONVENTIONS = ("causal", "palm", "chinchilla", "kaplan")
 
 
+@functools.lru_cache(maxsize=32)
+def _parameters(config):
+    """{path: description} of every parameter, as lm.nn.params has them."""
+    # What is counted depends on none of these, and they may need what is not there: jax's float64,
+    # an attention function of one's own.
+    plain = {"param_dtype": "float32", "compute_dtype": "float32", "attention_backend": "plain"}
+    found = descriptions(Transformer(dataclasses.replace(config, **plain)))
+    return {"/".join(path): variable for path, variable in found.items()}
+
+
+def _sizes(config, active=False):
+    """{path: how many} of the parameters that are trained; active: of experts those of a token."""
+    sizes = {}
+    for name, variable in _parameters(config).items():
+        size = math.prod(variable.get_value().shape)
+        if active and "experts" in variable.dims[:-1]:  # the router's have it last
+            size = size // config.num_experts * config.experts_per_token
+        if not variable.buffer:
+            sizes[name] = size
+    return sizes
+
+
 def parameter_shapes(config):
-    """{path: shape} of every parameter; a path ends in its dims but for the leading L."""
-    names = ["embed/table_VD"]
-    if config.position == "learned":
-        names.append("positions/table_PD")
-    if config.embedding_norm:
-        names += _norm(config, "embedding_norm")
-    names += [f"layers/{name}" for name in _layer_names(config)]
-    if config.final_norm:
-        names += _norm(config, "final_norm")
-    if not config.tied_embedding:
-        names.append("head/kernel_DV")
-    sizes = {
-        "V": config.vocab_size,
-        "P": config.max_positions,
-        "D": config.d_model,
-        "N": config.num_heads,
-        "K": config.num_kv_heads,
-        "H": config.head_width,
-        "F": config.d_ff,
-    }
-    leading = {name: (config.num_layers,) if name.startswith("layers/") else () for name in names}
-    return {name: leading[name] + tuple(sizes[dim] for dim in _dims(name)) for name in names}
-
-
-def _layer_names(config):
-    names = [f"attention/{name}" for name in ("query_DNH", "key_DKH", "value_DKH", "output_NHD")]
-    if config.qkv_bias:
-        names += [f"attention/{name}_bias_{dims}" for name, dims in _QKV_BIASES]
-    if config.attention_output_bias:
-        names.append("attention/output_bias_D")
-    inner = ("up", "gate") if config.gated else ("up",)
-    names += [f"feedforward/{name}_DF" for name in inner] + ["feedforward/down_FD"]
-    if config.feedforward_bias:
-        names += [f"feedforward/{name}_bias_F" for name in inner] + ["feedforward/down_bias_D"]
-    for branch in ("attention",) if config.parallel_block else ("attention", "feedforward"):
-        for place in _NORMS[config.norm_placement]:
-            names += _norm(config, f"{branch}_{place}")
-    return names
-
-
-_QKV_BIASES = (("query", "NH"), ("key", "KH"), ("value", "KH"))
-_NORMS = {
-    "pre": ("norm",),
-    "post": ("residual_norm",),
-    "sandwich": ("norm", "output_norm"),
-    "output": ("output_norm",),
-}
-
-
-def _norm(config, name):
-    return [f"{name}/scale_D", f"{name}/bias_D"] if config.norm_bias else [f"{name}/scale_D"]
-
-
-def _dims(name):
-    return name.rsplit("_", 1)[1]
-
-
-def _is_vector(name):
-    return "bias_" in name or "scale_" in name
+    """{path: shape} of every parameter, buffers too; a path ends in its dims but for leading L."""
+    return {name: variable.get_value().shape for name, variable in _parameters(config).items()}
 
 
 def parameter_count(config):
-    return sum(map(math.prod, parameter_shapes(config).values()))
+    return sum(_sizes(config).values())
+
+
+def active_parameter_count(config):
+    """Parameters that one token meets: of the experts, those that it chooses."""
+    return sum(_sizes(config, active=True).values())
 
 
 def parameter_parts(config):
     """{part: number of its parameters}; the parts of all layers are taken together."""
+    return _parts(_sizes(config))
+
+
+def _parts(sizes):
     parts = {}
-    for name, shape in parameter_shapes(config).items():
+    for name, size in sizes.items():
         part = name.removeprefix("layers/").split("/")[0]
         part = "norms" if part.endswith("norm") else part
-        parts[part] = parts.get(part, 0) + math.prod(shape)
+        parts[part] = parts.get(part, 0) + size
     return parts
 
 
 def matmul_parameters(config):
-    """Weights that multiply activations: with the head, even if tied; no lookup, norm or bias."""
-    lookups = ["positions/table_PD"] + ([] if config.tied_embedding else ["embed/table_VD"])
-    shapes = parameter_shapes(config).items()
-    return sum(math.prod(s) for name, s in shapes if name not in lookups and not _is_vector(name))
+    """Weights that a token's activations are multiplied with: the head, even if tied, and of the
+    experts those that it chooses; no lookup, norm or bias, nor what predicts a second token.
+    """
+    sizes = _sizes(dataclasses.replace(config, mtp_depth=0), active=True)
+    return sum(size for name, size in sizes.items() if _multiplies(name, config))
+
+
+def _multiplies(name, config):
+    """Whether a parameter multiplies tokens; relative positions are multiplied once for a batch."""
+    leaf = name.rsplit("/", 1)[-1]
+    table = leaf == "table_PD" or (leaf == "table_VD" and not config.tied_embedding)
+    vector = leaf.startswith(("scale", "sinks")) or "bias_" in leaf
+    return not (table or vector or leaf == "position_DNH")
+
+
+def _pair_flops(config):
+    """FLOPs of one layer's attention, of a query and a key: their score, and the value."""
+    # Relative positions have a score of their own.
+    scores = 2 if config.position == "relative" else 1
+    return 2 * config.num_heads * (scores * config.head_width + config.value_width)
+
+
+def _windows(config, length):
+    """Of each layer, how many of `length` keys one query sees at most."""
+    return [min(config.window, length) if layer.local else length for layer in config.layers()]
 
 
 def training_flops_per_token(config, sequence_length, convention="causal"):
     """FLOPs of forward and backward pass for one token, nothing recomputed.
 
+    Of the experts, only those that the token chooses are counted, whatever the convention.
     causal: 6 * matmul_parameters + 6 * L * N * H * T: what the products need, a token seeing half
-    its sequence.
-    palm: 6 * parameter_count + 12 * L * N * H * T (arXiv:2204.02311, appendix B).
-    chinchilla: 6 * parameter_count, the "6ND" (arXiv:2203.15556).
+    its sequence, or less where there are windows.
+    palm: 6 * active_parameter_count + 12 * L * N * H * T (arXiv:2204.02311, appendix B).
+    chinchilla: 6 * active_parameter_count, the "6ND" (arXiv:2203.15556).
     kaplan: 6 * parameters other than embeddings and head (arXiv:2001.08361).
     """
     assert convention in CONVENTIONS, convention
-    attention = config.num_layers * config.num_heads * config.head_width * sequence_length
+    length, pair = sequence_length, _pair_flops(config)
+    windows = _windows(config, length)
+    windows += windows[-1:] * config.mtp_depth
     if convention == "causal":
-        return 6 * matmul_parameters(config) + 6 * attention
+        # The first w tokens see half of w, the others w.
+        pairs = sum(window * (2 * length - window) for window in windows)
+        products = matmul_parameters(config) + _mtp_matmul_parameters(config)
+        return 6 * products + 3 * pair * pairs // (2 * length)
     if convention == "palm":
-        return 6 * parameter_count(config) + 12 * attention
+        return 6 * active_parameter_count(config) + 3 * pair * sum(windows)
     if convention == "chinchilla":
-        return 6 * parameter_count(config)
-    parts = parameter_parts(config)
+        return 6 * active_parameter_count(config)
+    parts = _parts(_sizes(config, active=True))
     return 6 * sum(parts[part] for part in parts if part not in ("embed", "positions", "head"))
 
 
+def _mtp_matmul_parameters(config):
+    """What more multiplies a token in training, to predict a second one: with the head again."""
+    if not config.mtp_depth:
+        return 0
+    sizes = _sizes(config, active=True).items()
+    mtp = sum(size for name, size in sizes if name.startswith("mtp/") and _multiplies(name, config))
+    return mtp + config.vocab_size * config.d_model
+
+
 def forward_flops_per_token(config, sequence_length):
-    """FLOPs of the forward pass for one token of a whole sequence: a third of training's."""
-    return training_flops_per_token(config, sequence_length) // 3
+    """FLOPs of the forward pass for one token of a whole sequence: a third of training's, where a
+    second token is not predicted.
+    """
+    without = dataclasses.replace(config, mtp_depth=0)
+    return training_flops_per_token(without, sequence_length) // 3
 
 
 def decode_flops_per_token(config, context):
     """FLOPs to generate one token after `context` others, with a cache."""
-    attention = config.num_layers * config.num_heads * config.head_width * context
-    return 2 * matmul_parameters(config) + 4 * attention
+    pair = _pair_flops(config)
+    if config.kv_latent:  # queries, and what is attended to, are as wide as what is cached
+        pair = 2 * config.num_heads * (2 * config.kv_latent + config.rope_width)
+    return 2 * matmul_parameters(config) + pair * sum(_windows(config, context))
 
 
 def parameters_per_device(config, fsdp=1, tensor=1):
-    """Parameters that one device of a mesh keeps, by the table of lm/mesh.py.
-
-    fsdp divides D of all matrices; tensor divides N, F, V, and K where it can; data divides none.
-    Scales and biases of width D are copied.
-    """
-    divided = {"D": fsdp, "N": tensor, "F": tensor, "V": tensor}
-    divided["K"] = tensor if config.num_kv_heads % tensor == 0 else 1
+    """Parameters that one device of a mesh keeps, buffers too, by the table of lm/mesh.py."""
+    mesh = types.SimpleNamespace(shape={"data": 1, "fsdp": fsdp, "tensor": tensor})
     total = 0
-    for name, shape in parameter_shapes(config).items():
-        parts = math.prod(
-            1 if dim == "D" and _is_vector(name) else divided.get(dim, 1) for dim in _dims(name)
-        )
-        total += math.prod(shape) // parts
+    for variable in _parameters(config).values():
+        shape = variable.get_value().shape
+        axes = [axis for axis in parameter_spec(variable.dims, shape, mesh) if axis]
+        total += math.prod(shape) // math.prod(mesh.shape[axis] for axis in axes)
     return total
 
 
@@ -161,14 +178,24 @@ def activation_bytes(config, tokens, logits_tokens, tensor=1):
     that is all that layers keep. logits: one float32 copy of them. tokens: of one device and one
     accumulation step; logits_tokens: as many of them as have their logits at one time.
     """
-    width = ITEM_BYTES[config.compute_dtype]
+    width, layers = ITEM_BYTES[config.compute_dtype], config.num_layers + config.mtp_depth
     return {
-        "layer_inputs": config.num_layers * tokens * config.d_model * width,
+        "layer_inputs": layers * tokens * config.d_model * width,
         "logits": logits_tokens * config.vocab_size * 4 // tensor,
     }
 
 
+def cache_bytes(config, length):
+    """Keys and values, or latents, of a sequence of `length` tokens in all layers, in the compute
+    dtype: a local layer keeps those of its window.
+    """
+    if config.kv_latent:
+        width = config.kv_latent + config.rope_width
+    else:
+        width = 2 * config.num_kv_heads * config.head_width
+    return width * sum(_windows(config, length)) * ITEM_BYTES[config.compute_dtype]
+
+
 def cache_bytes_per_token(config):
-    """Keys and values of one token in all layers, in the compute dtype."""
-    width = ITEM_BYTES[config.compute_dtype]
-    return 2 * config.num_layers * config.num_kv_heads * config.head_width * width
+    """Of one token, as long as all layers keep it."""
+    return cache_bytes(config, 1)

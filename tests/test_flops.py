@@ -14,7 +14,8 @@ from lm import flops
 from lm.chips import peak_flops
 from lm.config import resolve
 from lm.mesh import make_mesh
-from lm.nn.params import abstract_parameters, bind
+from lm.nn.cache import empty_cache
+from lm.nn.params import abstract_parameters, bind, count_parameters
 from lm.nn.transformer import Transformer
 
 PUBLISHED = {
@@ -38,6 +39,11 @@ def model(**changes):
     return resolve(config).model
 
 
+LATENT = {"position": "rope", "kv_latent": 8, "query_latent": 12, "rope_width": 2}
+LATENT |= {"value_width": 4, "qkv_bias": False}
+EXPERTS = {"num_experts": 4, "experts_per_token": 2, "expert_d_ff": 20, "dense_layers": 1}
+EXPERTS |= {"shared_expert_d_ff": 12, "shared_expert_gate": True, "gated": True}
+EXPERTS |= {"feedforward_bias": False, "router_selection_bias": True}
 VARIANTS = (
     {},
     {"position": "rope", "norm": "rms_norm", "norm_bias": False, "gated": True},
@@ -46,6 +52,17 @@ VARIANTS = (
     {"norm_placement": "post", "final_norm": False, "attention_output_bias": False},
     {"norm_placement": "output", "gated": True},
     {"parallel_block": True, "num_kv_heads": 1, "position": "none"},
+    {
+        "attention_pattern": "local,full",
+        "window": 8,
+        "query_key_norm": "full",
+        "attention_sinks": True,
+        "position": "alibi",
+    },
+    {"position": "relative", "query_key_norm": "head"},
+    LATENT,
+    EXPERTS,
+    {**EXPERTS, "dense_layers": 0, "experts_every": 2, "feedforward_bias": True},
 )
 
 
@@ -56,11 +73,28 @@ def test_parameters_are_the_published_number(family, preset):
     assert sum(flops.parameter_parts(config).values()) == PUBLISHED[family, preset]
 
 
+def test_what_stands_in_no_environment_is_counted_all_the_same():
+    """Neither float64 without JAX_ENABLE_X64 nor someone's own attention changes a count."""
+    elsewhere = model(param_dtype="float64", compute_dtype="float64", attention_backend="mine")
+    assert flops.parameter_shapes(elsewhere) == flops.parameter_shapes(model())
+
+
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_parameters_are_those_of_the_real_model(changes):
+def test_parts_are_the_whole(changes):
     config = model(**changes)
-    real = abstract_parameters(Transformer(config))
-    assert {name: leaf.shape for name, leaf in _named(real)} == flops.parameter_shapes(config)
+    count = count_parameters(Transformer(config))
+    assert flops.parameter_count(config) == sum(flops.parameter_parts(config).values()) == count
+
+
+def test_of_experts_a_token_meets_those_it_chooses():
+    """By hand: 2 of 3 layers have 4 experts of 3 matrices, of which 2 are chosen."""
+    config = model(**EXPERTS)
+    unused = 2 * 2 * 3 * 16 * 20
+    assert flops.parameter_count(config) - flops.active_parameter_count(config) == unused
+    assert flops.active_parameter_count(model()) == flops.parameter_count(model())
+    buffers = 2 * 4
+    kept = flops.parameters_per_device(config)
+    assert kept == flops.parameter_count(config) + buffers
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
@@ -89,17 +123,42 @@ def test_flops_are_those_of_the_products_in_the_model(changes):
 
     tokens_BT = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(forward)(abstract_parameters(module), tokens_BT)
-    assert _product_flops(jaxpr.jaxpr) == length * flops.decode_flops_per_token(config, length)
+    expected = flops.decode_flops_per_token(config, length)
+    if config.kv_latent:  # without a cache, keys and values are computed for each head
+        expected += 2 * 3 * 4 * length * (6 + 4 - 2 * 8 - 2)
+    elif config.position == "relative":  # keys of the distances, which one sequence has for itself
+        expected += 2 * 3 * 16 * 4 * 6
+    assert _product_flops(jaxpr.jaxpr) == length * expected
+
+
+def test_flops_of_a_latent_cache_are_those_of_the_products():
+    config, length = model(scan_layers=False, **LATENT), 8
+    module = Transformer(config)
+
+    def decode(params, cache, token_BT):
+        model, one_BT = bind(module, params), jnp.ones((1, 1), jnp.int32)
+        hidden_BTD, _, _ = model.hidden(token_BT, positions=one_BT, segments=one_BT, cache=cache)
+        return model.logits(hidden_BTD)
+
+    cache = jax.eval_shape(lambda: empty_cache(config, 1, length))
+    token_BT = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    jaxpr = jax.make_jaxpr(decode)(abstract_parameters(module), cache, token_BT)
+    assert _product_flops(jaxpr.jaxpr) == flops.decode_flops_per_token(config, length)
 
 
 def _product_flops(jaxpr):
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        name, shapes = equation.primitive.name, [var.aval.shape for var in equation.invars]
+        inner = [_product_flops(part) for part in jaxprs_in_params(equation.params)]
+        if name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
-            depth = math.prod(equation.invars[0].aval.shape[dim] for dim in contracted)
+            depth = math.prod(shapes[0][dim] for dim in contracted)
             total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
-        total += sum(map(_product_flops, jaxprs_in_params(equation.params)))
+        elif name == "ragged_dot_general":
+            total += 2 * math.prod(shapes[0]) * shapes[1][-1]
+        # Of a choice by platform that with the instruction: in the other is one step of a loop.
+        total += max(inner, default=0) if name == "cond" else sum(inner)
     return total
 
 
@@ -108,6 +167,31 @@ def test_training_is_three_forward_passes_of_causal_attention():
     half = flops.decode_flops_per_token(config, 16)
     assert flops.forward_flops_per_token(config, 32) == half
     assert flops.training_flops_per_token(config, 32) == 3 * half
+
+
+def test_a_window_bounds_what_a_token_sees():
+    """The first 8 of 32 tokens see half of themselves and all before, the others 8 tokens."""
+    config, wide = model(attention_pattern="local,local,full", window=8), model()
+    pair, seen = 4 * 4 * 6, (sum(i + 0.5 for i in range(8)) + 24 * 8) / 32
+    found = flops.forward_flops_per_token(wide, 32) - flops.forward_flops_per_token(config, 32)
+    assert found == 2 * pair * (16 - seen)
+    decode = flops.decode_flops_per_token(config, 5), flops.decode_flops_per_token(config, 20)
+    assert decode[1] - decode[0] == pair * (2 * 3 + 15)
+    key_and_value = 2 * 4 * 6 * 4
+    assert flops.cache_bytes(config, 20) == key_and_value * (8 + 8 + 20)
+    assert flops.cache_bytes_per_token(config) == key_and_value * 3
+
+
+def test_a_second_token_is_predicted_in_training_alone():
+    """By hand: a projection, a layer like the last, and the head again."""
+    config, with_it = model(**EXPERTS), model(**EXPERTS, mtp_depth=1)
+    attention = 4 * 16 * 4 * 6
+    experts = 16 * 4 + 3 * 16 * (2 * 20 + 12) + 16
+    more = 2 * 16 * 16 + attention + experts + 48 * 16
+    trained = [flops.training_flops_per_token(each, 32) for each in (with_it, config)]
+    assert trained[0] - trained[1] == 6 * more + 6 * 4 * 6 * 32
+    for count in (flops.forward_flops_per_token, flops.decode_flops_per_token):
+        assert count(config, 32) == count(with_it, 32)
 
 
 def test_palm_reports_the_utilisation_that_palm_reported():

@@ -34,7 +34,9 @@ def test_gpt2_small(capsys):
     found = report(capsys, "--config=configs/gpt2.py:small")
     assert found["parameters"] == 124_439_808
     assert found["bytes_per_device"]["adam_moments"] == 8 * 124_439_808
+    assert found["active_parameters"] == 124_439_808
     assert found["cache_bytes_per_token"] == 2 * 12 * 768 * 2
+    assert found["cache_bytes"] == 1024 * found["cache_bytes_per_token"]
     assert found["tokens_per_step"] == 512 * 1024
     assert found["assumed"] == []
 
@@ -109,7 +111,16 @@ def test_a_run_is_read_from_its_folder(capsys, tmp_path):
     assert found["parameters"] == costs(tiny())["parameters"]
 
 
+def test_experts(capsys):
+    found = report(capsys, "--config=configs/mixtral.py:mixtral_8x7b")
+    assert found["parameters"] == 46_702_792_704  # and 12.9 B active (arXiv:2401.04088)
+    assert found["active_parameters"] == 12_879_925_248
+    inspect(["--config=configs/mixtral.py:mixtral_8x7b"])
+    assert "12,879,925,248" in capsys.readouterr().out
+
+
 def test_for_people(capsys):
     inspect(["--config=configs/llama.py:llama3_8b", "--config.mesh.fsdp=16", "--devices=64"])
     shown = capsys.readouterr().out
     assert "8,030,261,248" in shown and "mesh data=4 fsdp=16 tensor=1" in shown
+    assert "that a token meets" not in shown

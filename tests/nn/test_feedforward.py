@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.special import erf, expit
 
-from lm.nn.feedforward import FeedForward
+from lm.nn.feedforward import FeedForward, activate
 from lm.nn.params import abstract_parameters, bind
 from tests.nn.tiny import tiny
 
@@ -13,6 +13,21 @@ FORMULAS = {
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x * expit(x),
 }
+
+
+def test_clamped_silu_is_its_formula():
+    """arXiv:2508.10925: of large values on both sides of the clamps."""
+    gate, up = np.meshgrid(np.linspace(-20, 20, 81), np.linspace(-20, 20, 81))
+    low, clipped = np.minimum(gate, 7), np.clip(up, -7, 7)
+    expected = (clipped + 1) * low * expit(1.702 * low)
+    config = tiny({"model.activation": "clamped_silu", "model.gated": True}).model
+    ours = activate(config, gate=jnp.float32(gate), up=jnp.float32(up))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_width_of_its_own():
+    shapes = abstract_parameters(FeedForward(tiny().model, 7))
+    assert shapes["up_DF"].shape == (16, 7) and shapes["down_FD"].shape == (7, 16)
 
 
 @pytest.mark.parametrize("bias", [True, False])
