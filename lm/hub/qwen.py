@@ -63,7 +63,8 @@ def routing(chosen, count, width):
     """Keys of experts, by their defaults: how many are chosen of how many, and how wide."""
     return (
         Key("num_experts_per_tok", "experts_per_token", chosen),
-        Key("num_experts", "num_experts", count),
+        # Qwen 3 has it under both names, by who wrote it.
+        Key(("num_experts", "num_local_experts"), "num_experts", count),
         Key("moe_intermediate_size", "expert_d_ff", width),
         Key("norm_topk_prob", "router_renormalise", False),
         Key("decoder_sparse_step", "experts_every", 1),

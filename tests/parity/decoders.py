@@ -39,9 +39,10 @@ LLAMA3 = {
 QWEN_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 14}
 LATENT = {
     **SIZES,
-    "kv_lora_rank": 9,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 10,
     "q_lora_rank": 11,
-    "qk_nope_head_dim": 7,
+    "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 6,
     "v_head_dim": 5,
     "moe_intermediate_size": 14,

@@ -31,6 +31,7 @@ UNLIKE = (
     *("_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"),
     *("max_window_layers", "attention_types", "dtype"),
 )
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 LOGITS = 1e-5  # of the largest, or of 1; the project promises 1e-4
 
 
@@ -40,7 +41,7 @@ def saved(request, tmp_path):
     family, keys = VARIANTS[request.param]
     config_class, model_class = (getattr(transformers, name) for name in CLASSES[family])
     torch.manual_seed(sum(map(ord, request.param)))
-    config = config_class(**keys, attn_implementation="eager")
+    config = config_class(**keys, **EAGER)
     oracle = model_class(config).eval()
     with torch.no_grad():
         biases = [b for name, b in oracle.named_buffers() if name.endswith("correction_bias")]
@@ -170,7 +171,7 @@ def test_an_export_is_loaded_by_transformers(saved, tmp_path):
     export_model(model, tmp_path / "out", oracle.config.model_type)
     kind = transformers.AutoModelForCausalLM
     again, report = kind.from_pretrained(
-        tmp_path / "out", output_loading_info=True, attn_implementation="eager"
+        tmp_path / "out", output_loading_info=True, **EAGER
     )
     assert type(again) is type(oracle) and again.dtype == torch.float32
     assert not any(report.values()), report
@@ -227,7 +228,7 @@ def test_half_precision_stays(saved, tmp_path):
     model = import_model(folder)
     assert model.config.param_dtype == "bfloat16" and model.config.compute_dtype == "float32"
     kind, tokens = transformers.AutoModelForCausalLM, random_tokens(2, 9)
-    wide = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    wide = kind.from_pretrained(folder, dtype=torch.float32, **EAGER)
     close(model(tokens), theirs(wide.eval(), tokens))
     export_model(model, tmp_path / "out")
     assert kind.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
@@ -249,7 +250,7 @@ def old_layout(oracle, folder):
 
 
 def test_the_hubs_own_gpt2_layout(tmp_path):
-    config = transformers.GPT2Config(**GPT2, attn_implementation="eager")
+    config = transformers.GPT2Config(**GPT2, **EAGER)
     oracle = transformers.GPT2LMHeadModel(config).eval()
     oracle.save_pretrained(tmp_path)
     old_layout(oracle, tmp_path)
