@@ -106,7 +106,11 @@ def check_mesh(mesh, model, batch_size, accumulation_steps=1):
             f"mesh.tensor={tensor} neither divides model.num_kv_heads={kv_heads} nor is a multiple "
             f"of it; {remedy}."
         )
-    for key in ("d_ff", "vocab_size"):
+    dense = not all(layer.experts for layer in model.layers())
+    widths = ["d_ff"] if dense else []
+    widths += ["expert_d_ff"] if model.num_experts else []
+    widths += ["shared_expert_d_ff"] if model.shared_expert_d_ff else []
+    for key in (*widths, "vocab_size"):
         size = getattr(model, key)
         require(
             size % tensor == 0,

@@ -28,6 +28,13 @@ def test_biases_move_by_hand():
     assert before["layers"]["experts"]["selection_bias_E"][0, 0] == 0.5
 
 
+def test_a_module_that_did_not_run_keeps_its_bias():
+    before = params(jnp.zeros((2, 4)), jnp.full((1, 4), 0.5))
+    after = move_selection_bias(before, jnp.array([[4.0, 0, 2, 2], [2, 2, 2, 2]]), 0.25)
+    expected = params(np.array([[-0.25, 0.25, 0, 0], [0] * 4]), np.full((1, 4), 0.5))
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
+
+
 def test_buffers_are_told_from_parameters_and_never_decay():
     tree = params(jnp.zeros((2, 4)), jnp.zeros((1, 4)))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
