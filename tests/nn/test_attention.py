@@ -1,4 +1,4 @@
-"""The plain backend against loops over every batch row, head, query and key."""
+"""The plain backend and every switch of Attention against loops over rows, heads, queries, keys."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.mesh import make_mesh, use_mesh
-from lm.nn.attention import Attention, Visible, kv_copies, plain
+from lm.nn.attention import BACKENDS, Attention, Visible, kv_copies, plain
+from tests.nn import attending, my_attention  # noqa: F401, registers the backend "sigmoid"
 from tests.nn.tiny import tiny
 
 RNG = np.random.default_rng(0)
@@ -102,3 +103,94 @@ def test_every_tensor_device_has_a_key_head(kv_heads, tensor, copies):
     model = tiny({"model.num_kv_heads": kv_heads}).model
     with use_mesh(make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])):
         assert kv_copies(model) == copies
+
+
+SWITCHES = {
+    "scale": {"attention_scale": 0.3},
+    "cap": {"attention_cap": 0.7},
+    "sinks": {"attention_sinks": True},
+    "sinks_of_groups": {"attention_sinks": True, "num_kv_heads": 2},
+    "window": {"attention_pattern": "local", "window": 3},
+    "alibi": {"position": "alibi"},
+    "relative": {"position": "relative"},
+    "relative_of_groups": {"position": "relative", "num_kv_heads": 2, "attention_scale": 0.3},
+    "head_norm": {"query_key_norm": "head", "norm": "rms_norm", "norm_offset": True},
+    "full_norm": {"query_key_norm": "full", "norm": "rms_norm", "num_kv_heads": 1},
+    "layer_norm": {"query_key_norm": "full", "norm_eps": 0.1},
+    "norm_before_rope": {"query_key_norm": "head", "norm": "rms_norm", "position": "rope"},
+    "cap_of_what_sinks_do_not_share": {
+        "attention_cap": 0.7,
+        "attention_sinks": True,
+        "position": "alibi",
+        "attention_pattern": "local",
+        "window": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_is_its_formula(name):
+    config = attending.double(SWITCHES[name])
+    params = attending.random_parameters(attending.module_of(config))
+    batch = (attending.X, attending.POSITIONS, attending.SEGMENTS)
+    expected = attending.by_loops(config, params, *batch)
+    np.testing.assert_allclose(attending.ours(config, params), expected, rtol=0, atol=1e-10)
+
+
+def test_values_may_have_a_width_of_their_own():
+    q, k, _ = heads(4, 2)
+    wide = RNG.standard_normal((B, T, 2, H + 3)).astype(np.float32)
+    ours = plain(q, k, wide, visible(DOCUMENTS), scale=0.3)
+    assert ours.shape == (B, T, 4, H + 3)
+    for part in (slice(0, H), slice(3, H + 3)):
+        expected = by_loops(q, k, wide[..., part], DOCUMENTS, 0.3)
+        np.testing.assert_allclose(ours[..., part], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"position": "rope", "query_key_norm": "full", "num_kv_heads": 1, "attention_sinks": True},
+        {"position": "relative", "attention_pattern": "local", "window": 3, "num_kv_heads": 2},
+        {"position": "alibi", "query_key_norm": "head", "attention_cap": 2.0},
+    ],
+    ids=lambda keys: keys["position"],
+)
+def test_a_mesh_and_a_cache_change_nothing(keys):
+    attending.check_on_a_mesh(attending.double({**keys, "norm": "rms_norm"}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "argument"),
+    [
+        ({"attention_cap": 5.0}, "cap"),
+        ({"attention_sinks": True}, "sinks_N"),
+        ({"position": "alibi"}, "bias_BNTS"),
+        ({"position": "relative"}, "bias_BNTS"),
+    ],
+)
+def test_a_backend_that_lacks_what_the_model_needs_is_refused(keys, argument):
+    model = attending.double({**keys, "attention_backend": "sigmoid"})
+    ((key, value),) = keys.items()
+    expected = f"'sigmoid' takes no {argument}, which model.{key}={value!r} needs; .*'plain'"
+    with pytest.raises(UserError, match=expected):
+        Attention(model)
+
+
+def test_a_backend_is_given_more_only_when_it_is_needed(monkeypatch):
+    given = []
+
+    def spy(q, k, v, visible, *, scale, keep_BNTS=None, **more):
+        given.append((scale, sorted(more), visible.window))
+        return v
+
+    def lacking(q, k, v, visible, *, scale, keep_BNTS=None, sinks_N=None):
+        return spy(q, k, v, visible, scale=scale, **({} if sinks_N is None else {"sinks_N": 0}))
+
+    monkeypatch.setitem(BACKENDS, "lacking", lacking)
+    local = {"attention_pattern": "local", "window": 2}
+    for keys in ({}, {"attention_sinks": True, "attention_scale": 0.2, **local}):
+        config = attending.double({**keys, "attention_backend": "lacking"})
+        params = attending.random_parameters(attending.module_of(config))
+        attending.ours(config, params)
+    assert given == [(0.5, [], 0), (0.2, ["sinks_N"], 2)]

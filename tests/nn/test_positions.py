@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,14 +7,27 @@ import pytest
 
 from lm.errors import UserError
 from lm.nn.params import bind
-from lm.nn.positions import LearnedPositions, rotate, rotation, sinusoid
+from lm.nn.positions import (
+    LearnedPositions,
+    alibi_slopes,
+    rotary_rates,
+    rotate,
+    rotation,
+    sinusoid,
+)
 from tests.nn.tiny import tiny
 
 RNG = np.random.default_rng(0)
 
 
+def rotary(width, theta=10_000.0, **keys):
+    keys = {"position": "rope", "head_width": width, "rope_theta": theta, **keys}
+    return tiny({f"model.{key}": value for key, value in keys.items()}).model
+
+
 def turned(x_BTNH, positions_BT, theta=10_000.0):
-    return rotate(x_BTNH, rotation(positions_BT, x_BTNH.shape[-1], theta, x_BTNH.dtype))
+    model = rotary(x_BTNH.shape[-1], theta)
+    return rotate(x_BTNH, rotation(positions_BT, model, x_BTNH.dtype))
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
@@ -40,8 +55,80 @@ def test_scores_of_rotary_positions_depend_on_the_distance_alone():
 
 def test_rotary_angles_are_not_in_low_precision():
     # Position 4001 is no bfloat16 number: its angles would be those of 4000.
-    cos, _ = rotation(jnp.array([[4001]]), 8, 10_000.0, jnp.bfloat16)
+    cos, _ = rotation(jnp.array([[4001]]), rotary(8), jnp.bfloat16)
     np.testing.assert_allclose(cos[0, 0, 0, 0], np.cos(4001), atol=1e-3)
+
+
+LLAMA3 = {
+    "rope_scaling": "llama3",
+    "rope_factor": 8.0,
+    "rope_original_positions": 8192,
+}
+
+
+def test_llama3_slows_long_wavelengths_alone():
+    rates = rotary_rates(rotary(128, 500_000.0, **LLAMA3))
+    for i in range(64):
+        rate = 500_000.0 ** (-2 * i / 128)
+        wavelength = 2 * math.pi / rate
+        if wavelength > 8192 / 1:
+            expected = rate / 8
+        elif wavelength < 8192 / 4:
+            expected = rate
+        else:
+            s = (8192 / wavelength - 1) / (4 - 1)
+            expected = (1 - s) * rate / 8 + s * rate
+        assert rates[i] == pytest.approx(expected, rel=1e-12), i
+
+
+def test_linear_slows_all():
+    linear = rotary(16, 1e6, rope_scaling="linear", rope_factor=8.0)
+    np.testing.assert_allclose(rotary_rates(linear), rotary_rates(rotary(16, 1e6)) / 8, rtol=1e-12)
+
+
+# Where the ramp begins and ends: of GPT-OSS and of DeepSeek V3, systems.md 4.9.
+@pytest.mark.parametrize(
+    ("theta", "factor", "truncate", "low", "high"),
+    [(150_000.0, 32.0, False, 8.0928, 17.3980), (10_000.0, 40.0, True, 10, 23)],
+)
+def test_yarn_ramps_from_fast_to_slow_pairs(theta, factor, truncate, low, high):
+    yarn = rotary(
+        64,
+        theta,
+        rope_scaling="yarn",
+        rope_factor=factor,
+        rope_original_positions=4096,
+        rope_truncate=truncate,
+    )
+    rates = rotary_rates(yarn)
+    for i in range(32):
+        rate, ramp = theta ** (-2 * i / 64), min(1, max(0, (i - low) / (high - low)))
+        assert rates[i] == pytest.approx(rate / factor * ramp + rate * (1 - ramp), rel=1e-4), i
+    cos, sin = rotation(jnp.array([[3]]), yarn, jnp.float32)
+    norm = np.hypot(cos, sin)
+    np.testing.assert_allclose(norm, 0.1 * math.log(factor) + 1, rtol=1e-6)
+
+
+def test_local_layers_may_turn_by_themselves():
+    keys = {"rope_scaling": "yarn", "rope_factor": 8.0, "rope_original_positions": 64}
+    own = rotary(16, 1e6, **keys, rope_theta_local=1e4)
+    np.testing.assert_array_equal(rotary_rates(own, local=True), rotary_rates(rotary(16, 1e4)))
+    np.testing.assert_array_equal(rotary_rates(own), rotary_rates(rotary(16, 1e6, **keys)))
+    same = rotary(16, 1e6, **keys)
+    np.testing.assert_array_equal(rotary_rates(same, local=True), rotary_rates(same))
+    for model, local, factor in ((own, True, 1), (own, False, None), (same, True, None)):
+        factor = 0.1 * math.log(8) + 1 if factor is None else factor
+        cos, sin = rotation(jnp.array([[3]]), model, jnp.float32, local)
+        np.testing.assert_allclose(np.hypot(cos, sin), factor, rtol=1e-6)
+
+
+def test_alibi_slopes_are_the_papers():
+    np.testing.assert_allclose(alibi_slopes(8), [2.0**-n for n in range(1, 9)])
+    np.testing.assert_allclose(alibi_slopes(16), [2 ** (-n / 2) for n in range(1, 17)])
+    # The paper's code, for 12: the 8 of 8, then every second of 16's.
+    expected = [2.0**-n for n in range(1, 9)] + [2 ** (-n / 2) for n in (1, 3, 5, 7)]
+    np.testing.assert_allclose(alibi_slopes(12), expected)
+    np.testing.assert_allclose(alibi_slopes(1), [2.0**-8])
 
 
 def test_sinusoids_are_the_papers():
