@@ -11,6 +11,7 @@ import fcntl
 import functools
 import json
 import os
+import sys
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -195,6 +196,7 @@ def logger(config, mesh, first, writer, progress):
     """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed."""
     from lm.chips import peak_flops
     from lm.flops import training_flops_per_token
+    from lm.track.experts import DeadExperts
     from lm.track.throughput import Throughput
 
     length = config.data.sequence_length
@@ -205,16 +207,22 @@ def logger(config, mesh, first, writer, progress):
         training_flops_per_token(config.model, length),
         peak and peak * mesh.size,
     )
+    dead_experts = DeadExperts()
 
     def log(step, values):
         if "loss" in values:
             high, low = values["fingerprint"]
+            if "expert_counts" in values:
+                warning = dead_experts(step, values["expert_counts"])
+                if warning:
+                    print(warning, file=sys.stderr, flush=True)
             values = {
                 "train/loss": values["loss"],
                 "train/grad_norm": values["grad_norm"],
                 "train/lr": values["lr"],
                 "train/skipped_steps": values["skipped_steps"],
                 "data/fingerprint": f"{high:08x}{low:08x}",
+                **{name: x for name, x in values.items() if name.startswith("experts/")},
                 **throughput(step),
             }
         writer.write(step, values)

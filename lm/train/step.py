@@ -20,14 +20,16 @@ def make_train_step(model, config, state_shardings):
 
     batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
     metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, fingerprint
-    (uint32, 2), the skip counts and, with experts, what `expert_metrics` gives.
+    (uint32, 2), the skip counts and, with experts, expert_counts (layers with
+    experts, experts) and what `expert_metrics` gives.
     """
     transform = optimizer(config.optim)
-    uses_dropout = any(
+    is_random = any(
         (
             config.model.embedding_dropout,
             config.model.attention_dropout,
             config.model.residual_dropout,
+            config.model.router_jitter,
         )
     )
 
@@ -36,7 +38,7 @@ def make_train_step(model, config, state_shardings):
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def part_loss(params, part, number):
-            key = jax.random.fold_in(step_key, number) if uses_dropout else None
+            key = jax.random.fold_in(step_key, number) if is_random else None
             minimised, nll, routed = causal_loss(bind(model, params), part, config.objective, key)
             return minimised / total, (nll / total, routed)
 
@@ -68,8 +70,9 @@ def make_train_step(model, config, state_shardings):
             "lr": lr,
             "fingerprint": fingerprint(batch),
             **variables,
-            **(expert_metrics(routed) if routed else {}),
         }
+        if routed:
+            metrics |= {"expert_counts": routed["count_E"], **expert_metrics(routed)}
         return new_state, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))

@@ -61,6 +61,20 @@ MESHES = (
     *((2, 2, 2), (1, 2, 4), (2, 1, 4), (4, 2, 1), (1, 4, 2)),
 )
 
+LATENT = {
+    "model.kv_latent": 6,
+    "model.head_width": 6,
+    "model.rope_width": 4,
+    "model.value_width": 3,
+}
+EXPERTS = {
+    "model.num_experts": 4,
+    "model.experts_per_token": 2,
+    "model.expert_d_ff": 8,
+    "objective.router_aux_loss": 0.1,
+    "objective.router_z_loss": 0.01,
+}
+
 # {factor: {value: the keys that it sets}}
 FACTORS = {
     "mesh": {"x".join(map(str, shape)): _mesh(*shape) for shape in MESHES},
@@ -84,8 +98,69 @@ FACTORS = {
     "final_norm": _values("model.final_norm", True, False),
     "embedding_norm": _values("model.embedding_norm", True, False),
     "parallel_block": _values("model.parallel_block", True, False),
-    "position": _values("model.position", "learned", "sinusoid", "rope", "none"),
-    "activation": _values("model.activation", "gelu", "gelu_tanh", "relu", "silu"),
+    "norm_offset": _values("model.norm_offset", False, True),
+    "query_key_norm": _values("model.query_key_norm", "none", "head", "full"),
+    "position": {
+        **_values("model.position", "learned", "sinusoid", "rope", "relative", "alibi", "none"),
+        "yarn": {
+            "model.position": "rope",
+            "model.rope_scaling": "yarn",
+            "model.rope_factor": 4.0,
+            "model.rope_original_positions": 4,
+            "model.rope_mscale": 0.7,
+        },
+    },
+    "attention": {
+        "plain": {"model.kv_latent": 0},
+        "capped": {"model.kv_latent": 0, "model.attention_cap": 2.0, "model.attention_scale": 0.5},
+        "sinks": {"model.kv_latent": 0, "model.attention_sinks": True},
+        "latent": LATENT,
+        "latents": {**LATENT, "model.query_latent": 5},
+    },
+    "layers": {
+        "full": {"model.attention_pattern": "full"},
+        "mixed": {
+            **{"model.attention_pattern": "local,full", "model.window": 3},
+            "model.num_layers": 4,
+        },
+        "local": {"model.attention_pattern": "local", "model.window": 3},
+    },
+    "experts": {
+        "none": {},
+        "dropless": {**EXPERTS, "model.router_bias": True, "model.router_renormalise": True},
+        "shared": {
+            **EXPERTS,
+            "model.num_layers": 3,
+            "model.dense_layers": 1,
+            "model.router_score": "sigmoid",
+            "model.router_selection_bias": True,
+            "model.router_groups": 2,
+            "model.router_group_score": "top2",
+            "model.router_scale": 1.5,
+            "model.shared_expert_d_ff": 8,
+            "model.shared_expert_gate": True,
+            "objective.router_sequence_loss": 0.1,
+            "optim.router_bias_step": 0.01,
+        },
+        "switch": {
+            **EXPERTS,
+            "model.num_layers": 4,
+            "model.experts_per_token": 1,
+            "model.experts_every": 2,
+            "model.expert_capacity_factor": 0.8,
+            "model.router_jitter": 0.1,
+        },
+    },
+    "mtp": {"off": {}, "on": {"model.mtp_depth": 1, "objective.mtp_loss": 0.3}},
+    "output": {
+        "plain": {},
+        "scaled": {
+            "model.embedding_scale": 1.5,
+            "model.logit_scale": 0.5,
+            "model.logit_cap": 3.0,
+        },
+    },
+    "activation": _values("model.activation", "gelu", "gelu_tanh", "relu", "silu", "clamped_silu"),
     "gated": _values("model.gated", True, False),
     "biases": {
         "all": _biases(True, True, True),
@@ -109,6 +184,10 @@ def _heads_refused(keys):
     return heads % tensor or (kv % tensor and tensor % kv)
 
 
+def _latent(keys):
+    return keys["model.kv_latent"] > 0
+
+
 # What must be refused: the factors that decide it, and when, given the keys that they set.
 RULES = (
     (("mesh", "heads"), _heads_refused),
@@ -118,10 +197,52 @@ RULES = (
         lambda keys: keys["model.parallel_block"] and keys["model.norm_placement"] != "pre",
     ),
     (
+        ("attention", "heads"),
+        lambda keys: _latent(keys) and keys["model.num_heads"] != keys["model.num_kv_heads"],
+    ),
+    (
+        ("attention", "position"),
+        lambda keys: _latent(keys) and keys["model.position"] not in ("rope", "none"),
+    ),
+    (
+        ("attention", "query_key_norm"),
+        lambda keys: _latent(keys) and keys["model.query_key_norm"] != "none",
+    ),
+    (("attention", "biases"), lambda keys: _latent(keys) and keys["model.qkv_bias"]),
+    (("attention", "layers"), lambda keys: _latent(keys) and "model.window" in keys),
+    (
+        ("attention", "backend"),
+        lambda keys: (
+            keys["model.attention_backend"] == "sigmoid"
+            and (keys.get("model.attention_cap") or keys.get("model.attention_sinks"))
+        ),
+    ),
+    (
+        ("position", "backend"),
+        lambda keys: (
+            keys["model.attention_backend"] == "sigmoid"
+            and keys["model.position"] in ("relative", "alibi")
+        ),
+    ),
+    (
+        ("activation", "gated"),
+        lambda keys: keys["model.activation"] == "clamped_silu" and not keys["model.gated"],
+    ),
+    (
         ("chunk",),
         lambda keys: (
             keys["objective.logits_chunk"]
             and TINY["data.sequence_length"] % keys["objective.logits_chunk"]
+        ),
+    ),
+)
+
+# What works and is not compared: a rounding to bfloat16 may choose another expert.
+UNCOMPARED = (
+    (
+        ("dtype", "experts"),
+        lambda keys: (
+            keys["model.compute_dtype"] == "bfloat16" and keys.get("model.num_experts", 0) > 0
         ),
     ),
 )
@@ -143,7 +264,7 @@ def allowed(row):
     """False where no rule's factors are all in the partial row and refuse it."""
     return not any(
         rule(settings({name: row[name] for name in names}))
-        for names, rule in RULES
+        for names, rule in (*RULES, *UNCOMPARED)
         if all(name in row for name in names)
     )
 
@@ -185,7 +306,8 @@ def reference_of(config):
     """The same model in float64 on one device: unrolled, in one part, its logits at once, nothing
     recomputed.
 
-    With dropout the number of parts stays: each part draws a mask of its own.
+    With dropout the number of parts stays, as each part draws a mask of its own; and with experts,
+    as each part is balanced by itself.
     """
     model = dataclasses.replace(
         config.model,
@@ -194,7 +316,8 @@ def reference_of(config):
         scan_layers=False,
         remat="none",
     )
-    parts = config.train.accumulation_steps if config.model.residual_dropout else 1
+    by_part = config.model.residual_dropout or config.model.num_experts
+    parts = config.train.accumulation_steps if by_part else 1
     return dataclasses.replace(
         config,
         model=model,
