@@ -1,15 +1,27 @@
 """Convert a run, or a model in Hugging Face's format, to Hugging Face's format.
 
     python -m experiments.convert --source=runs/a --target=exported [--step=100] [--family=gpt2]
+    python -m experiments.convert --source=exported --target=half --dtype=bfloat16
 
-The target gets config.json, safetensors and tokenizer.json, and appears only when all that was
-written has been read again and is, bit for bit, the model. `lm.load` and transformers load it. The
-other way needs no conversion: `lm.load` and every command that takes a model read such a folder.
+The target gets config.json, safetensors and the files of the tokenizer. It appears only when all
+that was written has been read again, is, bit for bit, the model, and gives its logits. `lm.load`
+and transformers load it. The other way needs no conversion: `lm.load` and every command that takes
+a model read such a folder.
 """
 
+import shutil
 from pathlib import Path
 
+import numpy as np
+
 from experiments import cli
+
+# What a tokenizer of the hub has besides tokenizer.json, and how its model is sampled.
+COPIED = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json"),
+)
+CLOSE = 1e-4  # of the largest logit, or of 1
 
 flags = cli.Parser(__doc__, config="none")
 flags.add_argument(
@@ -18,6 +30,11 @@ flags.add_argument(
 flags.add_argument("--target", required=True, metavar="FOLDER", help="the folder to make")
 flags.add_argument("--step", type=int, metavar="N", help="a run's checkpoint; the newest without")
 flags.add_argument("--family", metavar="NAME", help="as what; without, the first that fits")
+flags.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16", "float16"),
+    help="of the parameters; without, what they are",
+)
 
 
 def convert(argv):
@@ -26,11 +43,41 @@ def convert(argv):
     from lm.model import load
     from lm.nn.params import count_parameters
 
-    model = load(arguments.source, arguments.step)
-    family = export_model(model, arguments.target, arguments.family)
+    source = load(arguments.source, arguments.step, compute_dtype="float32")
+    model = source if arguments.dtype is None else source.astype(arguments.dtype)
+    told = []
+
+    def finish(folder):
+        copy_tokenizer(Path(arguments.source).expanduser(), folder)
+        told.append(compare_logits(model, load(folder)))
+
+    family = export_model(model, arguments.target, arguments.family, finish=finish)
     files = sorted(path.name for path in Path(arguments.target).expanduser().iterdir())
     count = f"{count_parameters(model.module):,} parameters, {model.config.param_dtype}"
-    print(f"{arguments.target}: a {family} of {count}, equal to the bit: {', '.join(files)}.")
+    print(
+        f"{arguments.target}: a {family} of {count}, equal to the bit, logits within "
+        f"{told[0]:.1g}: {', '.join(files)}."
+    )
+
+
+def copy_tokenizer(source, target):
+    """The files of a tokenizer that lm does not write itself."""
+    for name in COPIED:
+        if (source / name).is_file() and not (target / name).exists():
+            shutil.copy(source / name, target / name)
+
+
+def compare_logits(model, again):
+    """The largest difference of two models' logits. Raises RunError if they are not the same."""
+    from lm.errors import RunError
+
+    length = min(64, model.config.max_positions)
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, length))
+    expected, logits = np.asarray(model(tokens)), np.asarray(again(tokens))
+    difference = float(np.abs(expected - logits).max())
+    if not difference <= CLOSE * max(1.0, float(np.abs(expected).max())):
+        raise RunError(f"the export gives other logits than the model, by {difference:.2g}.")
+    return difference
 
 
 if __name__ == "__main__":

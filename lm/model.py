@@ -35,14 +35,19 @@ class LanguageModel:
     tokenizer: Any = None
     mesh: Mesh | None = None
 
-    def __call__(self, tokens, *, positions=None, segments=None):
+    def __call__(self, tokens, *, positions=None, segments=None, padding_mask=None):
         """Logits (B, T, V), float32 or wider, whole on every device.
 
         tokens: integers (B, T) in the vocabulary, an array or lists. segments: integers (B, T), of
-        documents packed in a row; a token sees those of its own; 0 is padding. positions: integers
-        (B, T), from 0 in each segment; without them each row counts from 0.
+        documents packed in a row; a token sees those of its own; 0 is padding. padding_mask, if
+        there are no segments: booleans (B, T), true where a token is real, on either side of the
+        padding. positions: integers (B, T), from 0 in each segment; without them each row counts
+        from 0, padding too.
         Raises UserError for tokens or positions that the model does not have.
         """
+        if padding_mask is not None:
+            require(segments is None, "padding_mask and segments: give one; segments 0 is padding.")
+            segments = self._checked("padding_mask", padding_mask, 2)
         tokens = self._checked("tokens", tokens, self.config.vocab_size)
         rows = self.config.max_positions if self.config.position == "learned" else math.inf
         require(
@@ -65,8 +70,9 @@ class LanguageModel:
         """The values as a numpy array int32, (B, T) and in [0, size)."""
         try:
             values = np.asarray(values)
+            values = values.astype(np.int32) if values.dtype == bool else values
         except ValueError:
-            told = f"{name} are rows of unequal length; pad them, and give segments."
+            told = f"{name} are rows of unequal length; pad them, and give padding_mask."
             raise UserError(told) from None
         require(
             values.ndim == 2 and values.size and np.issubdtype(values.dtype, np.integer),
@@ -91,6 +97,13 @@ class LanguageModel:
         # A single row is not divided, not even into one part: positions may be of one row for all.
         place = sharding(self.mesh, "tokens") if batch > 1 else NamedSharding(self.mesh, P())
         return [None if x is None else jax.device_put(x, place) for x in arrays]
+
+    def astype(self, dtype):
+        """The model with parameters of another dtype, but for what is float32 in every model."""
+        config = dataclasses.replace(self.config, param_dtype=dtype)
+        module, template = skeleton(config, self.mesh)
+        params = jax.tree.map(lambda old, new: old.astype(new.dtype), self.params, template)
+        return dataclasses.replace(self, config=config, module=module, params=params)
 
     @functools.cached_property
     def _forward(self):

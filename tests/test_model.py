@@ -121,6 +121,26 @@ def test_logits_are_the_modules():
     np.testing.assert_array_equal(model(TOKENS.tolist()), logits)
 
 
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_padded_row_is_as_if_it_were_alone(position):
+    model, real = make_model(position=position), np.arange(9) < 6
+    for mask in (real, real[::-1]):
+        tokens, positions = np.zeros((1, 9), int), np.zeros((1, 9), int)
+        tokens[0, mask], positions[0, mask] = TOKENS[0, :6], np.arange(6)
+        logits = model(tokens, padding_mask=mask[None], positions=positions)
+        np.testing.assert_allclose(logits[:, mask], model(TOKENS[:1, :6]), atol=1e-5)
+    np.testing.assert_array_equal(
+        model(TOKENS, padding_mask=[[True] * 9] * 4), model(TOKENS, segments=[[1] * 9] * 4)
+    )
+
+
+def test_parameters_of_another_dtype():
+    model = make_model().astype("bfloat16")
+    assert model.config.param_dtype == "bfloat16"
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
+    np.testing.assert_allclose(model(TOKENS), make_model()(TOKENS), atol=0.05)
+
+
 def test_the_forward_pass_is_compiled_once():
     model = make_model()
     model(TOKENS)
@@ -145,6 +165,13 @@ def test_the_forward_pass_is_compiled_once():
         ([[1, 2]], {"positions": [[0.0, 1.0]]}, "positions of shape"),
         ([[1, 2]], {"segments": [[1, -1]]}, "segments hold -1"),
         ([[1, 2]], {"segments": [[1], [1]]}, "segments of shape"),
+        ([[1, 2]], {"padding_mask": [[True]]}, "segments of shape"),
+        ([[1, 2]], {"padding_mask": [[1, 2]]}, r"padding_mask hold 2, which is not in \[0, 2\)"),
+        (
+            [[1, 2]],
+            {"padding_mask": [[True, True]], "segments": [[1, 1]]},
+            "padding_mask and segments: give one",
+        ),
     ],
 )
 def test_what_cannot_be_tokens(tokens, arrays, message):

@@ -43,11 +43,12 @@ def import_model(folder, mesh=None, compute_dtype="float32"):
     return LanguageModel(config, module, params, tokenizer, mesh)
 
 
-def export_model(model, folder, family=None, max_shard_size=5_000_000_000):
+def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finish=None):
     """Write a LanguageModel to a folder that transformers and `import_model` load; the family.
 
     family: its model_type; None is the first that can express the model. The folder gets its name
-    only when all that was written has been read again and is, bit for bit, the model.
+    only when all that was written has been read again and is, bit for bit, the model, and when
+    `finish`, a function of the folder, has returned.
     max_shard_size: bytes of one safetensors file, which is also what is held in memory.
     Raises UserError if the family cannot express the model, or if the folder is there.
     """
@@ -76,6 +77,8 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000):
         if model.tokenizer is not None:
             model.tokenizer.save(partial)
         _verify(model, partial)
+        if finish is not None:
+            finish(partial)
     return chosen.model_type
 
 
