@@ -1,9 +1,10 @@
 """Experts: feed-forwards of which each token takes a few, chosen by a router (arXiv:1701.06538).
 
-Beside the legend of `lm`: k the choices of a token, C an expert's capacity, M rows (tokens times
-choices) of one device.
+Beside the legend of `lm`: k the choices of a token, N the tokens and S the experts' rows of one
+device.
 """
 
+import functools
 import math
 
 import jax
@@ -92,15 +93,11 @@ class Experts(nnx.Module):
         size = capacity(config, x_BTD.shape[1])
 
         def run(x_BTD, chosen_BTk, weights_BTk, real_BT, weights):
-            if not size:
-                return dropless(config, x_BTD, chosen_BTk, weights_BTk, weights)[None]
-            if real_BT is not None:  # padding chooses an expert that does not exist
-                chosen_BTk = jnp.where(real_BT[..., None], chosen_BTk, config.num_experts)
-
-            def sequence(x_TD, chosen_Tk, weights_Tk):
-                return within_capacity(config, size, x_TD, chosen_Tk, weights_Tk, weights)
-
-            return jax.vmap(sequence)(x_BTD, chosen_BTk, weights_BTk)[None]
+            if size:
+                places = of_sequences(config, size, chosen_BTk, real_BT)
+            else:
+                places = of_all(config, chosen_BTk)
+            return outputs(config, x_BTD, weights_BTk, weights, *places)[None]
 
         mask = None if real_BT is None else "tokens"
         ins = ("residual", "residual", "residual", mask, names)
@@ -203,54 +200,79 @@ def capacity(config, length):
     return min(size, length)
 
 
-def by_expert(chosen, num_experts):
-    """(int32 numbers of the choices, expert by expert and each in the order given; (E,) how many).
+def of_all(config, chosen_BTk):
+    """Where choices go when all are taken: (slot_Nk, choice_S, sizes_E); see `outputs`.
 
-    chosen: (M,) experts; a choice of expert E is none, and comes last.
+    Rows lie expert by expert, sizes_E of each.
     """
-    sizes_E = jnp.zeros(num_experts, jnp.int32).at[chosen].add(1, mode="drop")
-    return jnp.argsort(chosen, stable=True), sizes_E
+    k, E = chosen_BTk.shape[-1], config.num_experts
+    choice_S = jnp.argsort(chosen_BTk.ravel(), stable=True)
+    sizes_E = jnp.zeros(E, jnp.int32).at[chosen_BTk.ravel()].add(1)
+    return jnp.argsort(choice_S).reshape(-1, k), choice_S, sizes_E
 
 
-def dropless(config, x_BTD, chosen_BTk, weights_BTk, weights):
-    """(B, T, D) of this device's tokens: every expert has as many rows as chose it."""
-    x_MD, k = x_BTD.reshape(-1, x_BTD.shape[-1]), chosen_BTk.shape[-1]
-    order_M, sizes_E = by_expert(chosen_BTk.ravel(), config.num_experts)
-    expert_M = chosen_BTk.ravel()[order_M]
-    out_MD = feed(
-        config,
-        weights,
-        x_MD[order_M // k],
-        lambda rows, w: grouped_matmul(rows, w, sizes_E),
-        lambda bias: bias[expert_M],
-    )
-    out_MD = out_MD[jnp.argsort(order_M)].reshape(*chosen_BTk.shape, -1)
-    return (out_MD * weights_BTk[..., None]).sum(-2).astype(x_BTD.dtype)
+def of_sequences(config, size, chosen_BTk, real_BT):
+    """Where choices go when an expert takes `size` of a sequence: (slot_Nk, choice_S, None).
 
-
-def within_capacity(config, size, x_TD, chosen_Tk, weights_Tk, weights):
-    """(T, D) of one sequence, of which an expert takes `size` choices: first choices before second
-    ones, and earlier tokens first (arXiv:2006.16668, section 2.2). Others add nothing.
+    First choices before second ones, and earlier tokens first (arXiv:2006.16668, section 2.2).
+    Every expert has `size` rows for each sequence.
     """
-    T, k = chosen_Tk.shape
-    order_M, sizes_E = by_expert(chosen_Tk.T.ravel(), config.num_experts)
-    places_EC = (jnp.cumsum(sizes_E) - sizes_E)[:, None] + jnp.arange(size)
-    choice_EC = order_M[jnp.minimum(places_EC, T * k - 1)]
-    taken_EC = jnp.arange(size) < sizes_E[:, None]
-    out_ECD = feed(
-        config,
-        weights,
-        jnp.where(taken_EC[..., None], x_TD[choice_EC % T], 0),
-        lambda rows, w: jnp.einsum("eci,eio->eco", rows, w),
-        lambda bias: bias[:, None],
-    )
-    weights_EC = jnp.where(taken_EC, weights_Tk.T.ravel()[choice_EC], 0)
-    y_TD = jnp.zeros(x_TD.shape, weights_EC.dtype)
-    return y_TD.at[choice_EC % T].add(out_ECD * weights_EC[..., None]).astype(x_TD.dtype)
+    (B, T, k), E = chosen_BTk.shape, config.num_experts
+    chosen_BkT, row_B11 = chosen_BTk.swapaxes(1, 2), jnp.arange(B)[:, None, None]
+    group_BkT = row_B11 * E + chosen_BkT
+    if real_BT is not None:  # padding chooses none
+        group_BkT = jnp.where(real_BT[:, None], group_BkT, B * E)
+    group_M = group_BkT.ravel()
+    sizes_G = jnp.zeros(B * E + 1, jnp.int32).at[group_M].add(1)
+    sorted_M = jnp.argsort(jnp.argsort(group_M, stable=True))
+    place_BkT = (sorted_M - (jnp.cumsum(sizes_G) - sizes_G)[group_M]).reshape(B, k, T)
+    taken_BkT = (place_BkT < size) & (group_BkT < B * E)
+    slot_BkT = jnp.where(taken_BkT, (chosen_BkT * B + row_B11) * size + place_BkT, E * B * size)
+    slot_Nk = slot_BkT.swapaxes(1, 2).reshape(B * T, k)
+    none_S = jnp.full(E * B * size, B * T * k)
+    choice_S = none_S.at[slot_Nk.ravel()].set(jnp.arange(B * T * k), mode="drop")
+    return slot_Nk, choice_S, None
+
+
+def outputs(config, x_BTD, weights_BTk, weights, slot_Nk, choice_S, sizes_E):
+    """(B, T, D) of one device's N = B * T tokens.
+
+    Row s of the experts is the choice choice_S[s], numbered token by token, and choice j of token n
+    is row slot_Nk[n, j]; numbers beyond the last are of none. sizes_E: rows of each expert; None:
+    all have as many.
+    """
+    E, (N, k), D = config.num_experts, slot_Nk.shape, x_BTD.shape[-1]
+    rows = taken(x_BTD.reshape(N, D), choice_S // k, slot_Nk)
+    if sizes_E is None:
+        rows_ERD = rows.reshape(E, -1, D)
+        out = feed(config, weights, rows_ERD, jnp.matmul, lambda bias: bias[:, None])
+    else:
+        expert_S = jnp.repeat(jnp.arange(E), sizes_E, total_repeat_length=len(choice_S))
+        product = functools.partial(grouped_matmul, sizes_E=sizes_E)
+        out = feed(config, weights, rows, product, lambda bias: bias[expert_S])
+    out_NkD = taken(out.reshape(-1, D), slot_Nk, choice_S)
+    y_ND = (out_NkD * weights_BTk.reshape(N, k, 1)).sum(1)
+    return y_ND.reshape(x_BTD.shape).astype(x_BTD.dtype)
+
+
+@jax.custom_vjp
+def taken(x, index, back):
+    """x[index] of rows, 0 beyond the last. back: where in the result each row of x is, so that the
+    gradient is taken in the same way: added up in one order, and not scattered.
+    """
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _taken_backward(back, gradient):
+    gradient = taken(gradient.reshape(-1, gradient.shape[-1]), back, None)
+    return gradient if back.ndim == 1 else gradient.sum(1), None, None
+
+
+taken.defvjp(lambda x, index, back: (taken(x, index, back), back), _taken_backward)
 
 
 def feed(config, weights, rows, product, spread):
-    """The experts' feed-forwards of rows that are laid out by expert.
+    """The experts' feed-forwards of rows that lie expert by expert.
 
     product(rows, w): every row times its expert's matrix; spread(bias): every row's bias.
     """
