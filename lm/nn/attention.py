@@ -202,7 +202,7 @@ class Attention(nnx.Module):
     def _attend(self, q_BTNH, k_BTKH, v_BTKH, context, cache, key=None, kv_name="heads"):
         """(B, T, N, width of values) and the cache, by the backend on each device's rows and heads.
 
-        kv_name: in ACTIVATIONS, of keys and values.
+        kv_name: in ACTIVATIONS, of keys and values. v_BTKH may be None where `_cached` makes it.
         """
         config, visible, scale = self.config, context.visible, score_scale(self.config)
         function, keep_BNTS, position = BACKENDS[config.attention_backend], None, (None, None)
