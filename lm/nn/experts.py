@@ -194,7 +194,7 @@ def capacity(config, length):
     factor = config.expert_capacity_factor
     size = config.expert_capacity
     if factor:
-        # Less a rounding error, that of 1.1 * 100 for one.
+        # Less a rounding error, as that of 1.1 * 400 * 2 / 8.
         share = factor * length * config.experts_per_token / config.num_experts
         size = math.ceil(share - 1e-9)
     return min(size, length)
