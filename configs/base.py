@@ -45,7 +45,7 @@ def model():
         rope_beta_fast=32.0,
         rope_beta_slow=1.0,
         rope_truncate=True,
-        # yarn: of cosines and sines. Derived: 0.1 * ln(rope_factor) + 1.
+        # yarn: of cosines and sines. Derived: 0.1 * ln(rope_factor) + 1, or 1 with rope_mscale.
         rope_attention_factor=placeholder(float),
         # yarn: scores are multiplied by (0.1 * this * ln(rope_factor) + 1) squared (DeepSeek).
         rope_mscale=0.0,

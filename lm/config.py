@@ -251,9 +251,10 @@ def resolve(keys, tokenizer_size=None):
 
 
 def _attention_factor(model):
-    """arXiv:2309.00071, equation 22; the cosines and sines carry its square root."""
+    """arXiv:2309.00071, equation 22: on cosines and sines, if it is not on the scores."""
     yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
-    return 0.1 * math.log(model["rope_factor"]) + 1 if yarn else 1.0
+    on_both = yarn and not model["rope_mscale"]
+    return 0.1 * math.log(model["rope_factor"]) + 1 if on_both else 1.0
 
 
 def _head_width(model):

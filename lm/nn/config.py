@@ -111,7 +111,7 @@ class TransformerConfig:
         at_least(self, 0, "rope_theta_local", "rope_original_positions", "rope_mscale")
         at_least(self, 0, "attention_cap", "logit_cap", "router_jitter", "mtp_depth")
         for key in (
-            *("rope_theta", "rope_factor", "norm_eps", "initializer_std", "attention_scale"),
+            *("rope_factor", "norm_eps", "initializer_std", "attention_scale"),
             *("embedding_scale", "logit_scale", "router_scale", "rope_attention_factor"),
             *("rope_beta_slow", "rope_low_frequency"),
         ):
@@ -204,6 +204,20 @@ class TransformerConfig:
             f"model.rope_scaling={self.rope_scaling!r} needs model.rope_original_positions, the "
             "length that was trained on.",
         )
+        require(
+            self.rope_theta > 1 and (self.rope_theta_local > 1 or not self.rope_theta_local),
+            f"model.rope_theta={self.rope_theta} and rope_theta_local={self.rope_theta_local} must "
+            "be more than 1.",
+        )
+        for low, high in (
+            ("rope_low_frequency", "rope_high_frequency"),
+            ("rope_beta_slow", "rope_beta_fast"),
+        ):
+            require(
+                getattr(self, low) < getattr(self, high),
+                f"model.{low}={getattr(self, low)} must be less than model.{high}="
+                f"{getattr(self, high)}.",
+            )
         require(
             self.position != "relative" or self.d_model % 2 == 0,
             f"model.d_model={self.d_model} is odd, but position='relative' fills pairs of it.",

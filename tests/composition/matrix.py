@@ -120,7 +120,8 @@ FACTORS = {
     "layers": {
         "full": {"model.attention_pattern": "full"},
         "mixed": {
-            **{"model.attention_pattern": "local,full", "model.window": 3},
+            "model.attention_pattern": "local,full",
+            "model.window": 3,
             "model.num_layers": 4,
         },
         "local": {"model.attention_pattern": "local", "model.window": 3},

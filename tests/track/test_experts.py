@@ -6,7 +6,7 @@ from lm.track.experts import DeadExperts
 def test_an_expert_without_tokens_is_named_once_a_window():
     experts, counts = DeadExperts(window=3), np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
     assert experts(0, counts) is experts(10, counts) is None
-    line = experts(20, counts + [[0, 0, 0], [1, 0, 0]])
+    line = experts(20, counts + np.array([[0, 0, 0], [1, 0, 0]]))
     assert line.startswith("step 20: 1 of 6 experts had no token in 3 logged steps: ")
     assert "layer 0 expert 1 " in line and "objective.router_aux_loss" in line
     assert [experts(step, counts + 1) for step in (30, 40, 50)] == [None] * 3
