@@ -158,11 +158,11 @@ class Rope:
         require_in("rope_type", kind, ("default", "linear", "llama3", "yarn"))
         scaling = "none" if kind == "default" else kind
         _refuse_others(given, {name for known in SCALINGS.values() for name in known})
-        _refuse_others(local, ())
         require(
             local.get("rope_type", "default") == "default",
             f"rope_type={local.get('rope_type')!r} of sliding_attention must be 'default'.",
         )
+        _refuse_others(local, ())
         keys = {
             "rope_theta": _theta(given, flat, "rope_theta", self.theta),
             "rope_scaling": scaling,
