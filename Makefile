@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test parity kills composition bench lint clean
+.PHONY: help setup demo test parity kills composition families systems bench lint clean
 
 VENV := .venv
 PARITY := .venv-parity
@@ -30,6 +30,14 @@ kills: setup ## 40 kills at random moments, each resumed bit for bit
 
 composition: setup ## every row of the composition matrix: at most 45 minutes
 	LM_COMPOSITION_ROWS=200 $(PYTEST) tests/composition
+
+families: setup ## the tiny preset of every family: it learns real text, resumes, generates
+	$(PYTEST) -m "not parity" tests/experiments/test_tiny_presets.py --junitxml=build/families.xml
+
+systems: families $(PARITY)/.installed ## write README's table of systems from the tests' results
+	$(PARITY)/bin/python -m pytest -m parity --junitxml=build/parity.xml
+	$(BIN)/python -m pytest tests/test_param_counts.py --junitxml=build/counts.xml
+	$(BIN)/python -m tests.systems build/families.xml build/parity.xml build/counts.xml
 
 bench: setup $(PARITY)/.installed ## step time beside PyTorch, start-up, loader, saves, installed size
 	$(BIN)/python -m experiments.benchmarks
