@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lm.config import ObjectiveConfig
 from lm.hub.convert import export_model, import_model
@@ -241,8 +241,6 @@ def test_half_precision_stays(saved, tmp_path):
 
 def old_layout(oracle, folder):
     """The folder as the hub's own `gpt2` is: no prefix, masks as tensors."""
-    from safetensors.torch import save_file
-
     state = {
         name.removeprefix("transformer."): tensor.clone()
         for name, tensor in oracle.state_dict().items()
@@ -251,7 +249,7 @@ def old_layout(oracle, folder):
     size = oracle.config.n_positions
     for layer in range(oracle.config.n_layer):
         state[f"h.{layer}.attn.bias"] = torch.tril(torch.ones(1, 1, size, size))
-    save_file(state, folder / "model.safetensors")
+    save_torch(state, folder / "model.safetensors")
 
 
 def test_the_hubs_own_gpt2_layout(tmp_path):
@@ -315,3 +313,122 @@ def test_a_new_model_and_its_tokenizer_are_loaded_by_transformers(family, tmp_pa
     assert theirs_tokenizer.decode(tokens) == text
     assert oracle.config.eos_token_id == tokenizer.end_of_text
     close(model(tokens[None]), theirs(oracle, tokens[None]))
+
+
+def with_prediction(tmp_path):
+    """(DeepSeek V3, its module for one more token, the folder that holds both as the hub does)."""
+    from transformers.modeling_layers import MtpModel
+
+    keys = {**VARIANTS["deepseek_v3"][1], "num_nextn_predict_layers": 1}
+    torch.manual_seed(3)
+    main = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**keys, **EAGER)).eval()
+    extra = MtpModel(main, 1).eval()
+    with torch.no_grad():
+        for weight in {*main.parameters(), *extra.layers.parameters()}:
+            weight.add_(0.1 * torch.randn_like(weight))
+    main.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    start = f"model.layers.{keys['num_hidden_layers']}."
+    for name, tensor in extra.layers[0].state_dict().items():
+        name = name.replace("mtp_block.", "").replace("post_norm", "shared_head.norm")
+        if name.endswith("gate_up_proj"):
+            parts = zip(("gate_proj", "up_proj"), tensor.chunk(2, 1), strict=True)
+        else:
+            parts = [(name.rsplit(".", 1)[1], tensor)]
+        for part, whole in parts:
+            if ".experts." not in name:
+                state[start + name] = whole.numpy()
+                continue
+            for number, expert in enumerate(whole):
+                state[f"{start}mlp.experts.{number}.{part}.weight"] = expert.numpy().copy()
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    return main, extra, tmp_path
+
+
+def test_the_prediction_of_one_more_token(tmp_path):
+    main, extra, folder = with_prediction(tmp_path / "hub")
+    model, tokens = import_model(folder), random_tokens(2, 12)
+    assert model.config.mtp_depth == 1
+    now, after = tokens[:, :-1], tokens[:, 1:]
+    places = torch.arange(1, 12)[None]
+    with torch.no_grad():
+        hidden = main.model(torch.tensor(now)).last_hidden_state
+        hidden = extra.forward_layer(0, hidden, places, None, input_ids=torch.tensor(after))
+        expected = main.lm_head(hidden).numpy()
+    module = bind(model.module, model.params)
+    hidden_BTD, *_ = module.hidden(jnp.asarray(now))
+    hidden_BTD, _ = module.ahead(hidden_BTD, jnp.asarray(after))
+    close(module.logits(hidden_BTD), expected)
+    close(model(tokens), theirs(main, tokens))
+    export_model(model, tmp_path / "out")
+    ours, hubs = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))
+    assert {*ours} == {*hubs}
+    for name, tensor in hubs.items():
+        np.testing.assert_array_equal(ours[name], tensor, name)
+    # Without its tensors, or without the key, it is as if it were not there.
+    main.save_pretrained(folder)
+    assert import_model(folder).config.mtp_depth == 0
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "num_nextn_predict_layers": 0}))
+    save_file(hubs, folder / "model.safetensors")
+    assert import_model(folder).config.mtp_depth == 0
+
+
+def test_relative_positions_are_xlnets():
+    """XLNet that looks back only has Transformer-XL's attention, which is Gopher's."""
+    from configs.base import base
+    from lm.config import resolve
+    from lm.model import skeleton
+
+    keys = {"vocab_size": V, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}
+    torch.manual_seed(4)
+    config = transformers.XLNetConfig(**keys, attn_type="uni", ff_activation="gelu")
+    oracle = transformers.XLNetModel(config).eval()
+    with torch.no_grad():
+        for weight in oracle.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    preset = base()
+    preset.model.update(vocab_size=V, d_model=16, num_layers=2, num_heads=2, d_ff=24)
+    preset.model.update(position="relative", norm_placement="post", final_norm=False)
+    preset.model.update(norm_eps=1e-12, activation="gelu", qkv_bias=False)
+    preset.model.update(attention_output_bias=False)
+    module, _ = skeleton(resolve(preset, V).model)
+    state = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
+
+    def stacked(name, *order):
+        layers = [state[f"layer.{number}.{name}"] for number in range(2)]
+        return np.stack([layer.transpose(order) if order else layer for layer in layers])
+
+    def norm(name):
+        return {"scale_D": stacked(f"{name}.weight"), "bias_D": stacked(f"{name}.bias")}
+
+    attention = {
+        "query_DNH": stacked("rel_attn.q"),
+        "key_DKH": stacked("rel_attn.k"),
+        "value_DKH": stacked("rel_attn.v"),
+        "output_NHD": stacked("rel_attn.o", 1, 2, 0),
+        "position_DNH": stacked("rel_attn.r"),
+        "content_bias_NH": stacked("rel_attn.r_w_bias"),
+        "position_bias_NH": stacked("rel_attn.r_r_bias"),
+    }
+    feedforward = {
+        "up_DF": stacked("ff.layer_1.weight", 1, 0),
+        "up_bias_F": stacked("ff.layer_1.bias"),
+        "down_FD": stacked("ff.layer_2.weight", 1, 0),
+        "down_bias_D": stacked("ff.layer_2.bias"),
+    }
+    params = {
+        "embed": {"table_VD": state["word_embedding.weight"]},
+        "layers": {
+            "attention": attention,
+            "feedforward": feedforward,
+            "attention_residual_norm": norm("rel_attn.layer_norm"),
+            "feedforward_residual_norm": norm("ff.layer_norm"),
+        },
+    }
+    params = jax.tree.map(jnp.asarray, params)
+    tokens = random_tokens(2, 13)
+    with torch.no_grad():
+        expected = oracle(torch.tensor(tokens)).last_hidden_state.numpy()
+    hidden_BTD, *_ = bind(module, params).hidden(jnp.asarray(tokens))
+    close(hidden_BTD, expected)
