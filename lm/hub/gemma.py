@@ -18,8 +18,8 @@ from lm.hub.tensors import Tensor
 
 ALWAYS = {**ALWAYS, "norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
 # "gelu" of the first releases means the tanh form.
-GELU = {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS, "gelu": "gelu_tanh"}
-ACTIVATION = Key("hidden_act", "activation", "gelu_tanh", GELU)
+TANH = {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS}
+ACTIVATION = Key("hidden_act", "activation", "gelu_tanh", {**TANH, "gelu": "gelu_tanh"})
 GEMMA_SIZES = altered(
     without(SIZES, "hidden_act"),
     vocab_size=256000,
@@ -51,7 +51,7 @@ GEMMA2_KEYS = (
         num_attention_heads=8,
         num_key_value_heads=4,
     ),
-    Key("hidden_activation", "activation", "gelu_tanh", ACTIVATIONS),
+    Key("hidden_activation", "activation", "gelu_tanh", TANH),
     ATTENTION_BIAS,
     Key(
         "query_pre_attn_scalar",
