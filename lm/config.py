@@ -318,11 +318,12 @@ def differences(old, new):
     """Dotted keys whose difference changes what a run computes, each with (old, new). Both are
     nested mappings.
 
-    With dropout, train.accumulation_steps does (each part draws its own mask); without, it is only
-    another order of summation, as another mesh is.
+    With dropout or experts, train.accumulation_steps does (each part draws its own mask, and is
+    balanced by itself); without, it is only another order of summation, as another mesh is.
     """
-    free = {*FREE}
-    if not any(value for key, value in new["model"].items() if key.endswith("dropout")):
+    free, model = {*FREE}, new["model"]
+    by_part = [value for key, value in model.items() if key.endswith("dropout")]
+    if not any((*by_part, model.get("num_experts"))):
         free.add("train.accumulation_steps")
     if new["optim"]["schedule"] in ENDLESS:
         free.add("optim.decay_steps")

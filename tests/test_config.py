@@ -38,15 +38,19 @@ def test_what_is_open_is_derived():
     model = config.model
     assert (model.vocab_size, model.num_kv_heads, model.head_width) == (300, 12, 64)
     assert (model.d_ff, model.max_positions) == (4 * 768, config.data.sequence_length)
+    assert (model.rope_width, model.value_width, model.expert_d_ff) == (64, 64, 4 * 768)
+    assert (model.attention_scale, model.rope_attention_factor) == (0.125, 1.0)
     assert config.optim.decay_steps == config.train.num_steps
 
 
 def test_what_is_set_is_not_derived():
     keys = base()
     keys.model.update(vocab_size=512, num_kv_heads=4, head_width=32, d_ff=100, max_positions=999)
+    keys.model.update(attention_scale=0.3, rope_attention_factor=2.0, expert_d_ff=12)
     keys.optim.decay_steps = 77_777
     config = resolve(keys, tokenizer_size=300)
-    assert dataclasses.asdict(config)["model"].items() >= keys.model.to_dict().items()
+    given = {key: value for key, value in keys.model.to_dict().items() if value is not None}
+    assert dataclasses.asdict(config)["model"].items() >= given.items()
     assert config.optim.decay_steps == 77_777
 
 
@@ -76,8 +80,19 @@ WRONG = {
     "model.num_kv_heads=5": "[1, 2, 3, 4, 6, 12]",
     "model.d_model=-1": "1 or more",
     "model.norm='rmsnorm'": "rms_norm",
-    "model.position='alibi'": "One of: learned",
-    "model.rope_theta=0.0": "more than 0",
+    "model.position='ropes'": "Did you mean 'rope'",
+    "model.rope_theta=0.0": "more than 1",
+    "model.rope_scaling='yarn'": "model.position='rope'",
+    "model.rope_beta_fast=0.5": "must be less than",
+    "model.window=5": "attention_pattern='full'",
+    "model.attention_pattern='local'": "window of 1 or more",
+    "model.attention_pattern='full,sparse'": "One of: full, local",
+    "model.kv_latent=8": "model.position='rope'",
+    "model.value_width=8": "model.kv_latent",
+    "model.dense_layers=1": "model.num_experts",
+    "model.router_score='tanh'": "One of: softmax, sigmoid",
+    "model.activation='clamped_silu'": "model.gated=True",
+    "model.mtp_depth=2": "0 or 1",
     "model.attention_dropout=1.0": "[0, 1)",
     "model.param_dtype='float31'": "float32",
     "model.vocab_size=100": "tokenizer's 300",
@@ -162,6 +177,15 @@ def test_differences_are_those_that_change_what_is_computed():
         # Each part of a batch draws its own dropout mask.
         "train.accumulation_steps": (1, 2),
     }
+
+
+def test_parts_of_a_batch_are_balanced_apart():
+    keys = base()
+    keys.model.num_experts = 4
+    old = dataclasses.asdict(resolve(keys, 300))
+    keys.train.accumulation_steps = 2
+    new = dataclasses.asdict(resolve(keys, 300))
+    assert [*differences(old, new)] == ["train.accumulation_steps"]
 
 
 def test_a_key_of_another_version_is_a_difference():

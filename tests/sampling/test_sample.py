@@ -15,8 +15,8 @@ from lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, LibraryTokenize
 from lm.errors import RunError, UserError
 from lm.mesh import make_mesh
 from lm.model import LanguageModel, skeleton
-from lm.nn.params import bind, initialise
 from lm.nn.cache import empty_cache
+from lm.nn.params import bind, initialise
 from lm.sampling import sample as module
 from lm.sampling.sample import generate
 
