@@ -129,7 +129,7 @@ def model():
         attention_pattern="full",
         # Keys that a local layer's query sees, its own included.
         window=0,
-        # Latent attention (DeepSeek V2): width of the latent that keys and values come from. 0: none.
+        # Latent attention (DeepSeek V2): width of the latent of keys and values. 0: none.
         kv_latent=0,
         # Of the latent that queries come from. 0: from the residual stream.
         query_latent=0,

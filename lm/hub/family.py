@@ -7,7 +7,7 @@ holds which parameters (lm/hub/tensors.py). Nothing here knows a family by its n
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm.config import build, flatten
@@ -112,7 +112,9 @@ class Family:
     always: dict[str, Any]
     tensors: tuple[Tensor, ...]
     required: dict[str, Any] = dataclasses.field(default_factory=dict)
-    limits: dict[str, Callable[[TransformerConfig], bool]] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, Callable[[TransformerConfig], bool]] = dataclasses.field(
+        default_factory=dict
+    )
     fused: tuple[Tensor, ...] = ()
     prefix: str = "model."
     ignored: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"

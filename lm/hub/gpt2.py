@@ -5,6 +5,7 @@ hub's own `gpt2` lacks the prefix and holds attention's masks as tensors.
 """
 
 import dataclasses
+from typing import Any
 
 from lm.errors import require
 from lm.hub.family import Family
@@ -146,17 +147,14 @@ class Alternation:
     names = ("attention_types", "window_size")
 
     def read(self, flat, model):
-        kinds = flat.get("attention_types")
-        kinds = [[["global", "local"], 12]] if kinds is None else kinds
+        kinds: Any = flat.get("attention_types") or [[["global", "local"], 12]]
         width = checked("window_size", flat.get("window_size", 256), int)
         try:
             names = [name for group, times in kinds for _ in range(times) for name in group]
         except (TypeError, ValueError):
-            names = None
+            names = []
         require(
-            names is not None
-            and len(names) == model["num_layers"]
-            and {*names} <= {"global", "local"},
+            len(names) == model["num_layers"] and {*names} <= {"global", "local"},
             f"attention_types={kinds!r} must list global or local for {model['num_layers']} "
             "layers, as [[names, times], ...].",
         )

@@ -24,11 +24,12 @@ def branches(config):
 
 def activate(config, up, gate=None):
     """The hidden layer from its branches."""
+    if gate is None:
+        return ACTIVATIONS[config.activation](up)
     if config.activation == "clamped_silu":  # arXiv:2508.10925, and OpenAI's code
         gate, up = jnp.minimum(gate, 7), jnp.clip(up, -7, 7)
         return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
-    act = ACTIVATIONS[config.activation]
-    return act(gate) * up if config.gated else act(up)
+    return ACTIVATIONS[config.activation](gate) * up
 
 
 class FeedForward(nnx.Module):

@@ -98,9 +98,10 @@ class LatentAttention(Attention):
         k_BTR = matmul(x_BTD, weight(self.key_rope_DR, x_BTD.dtype), "latent")
         return self.latent_norm(latent_BTC), k_BTR[:, :, None]
 
-    def _cached(self, k_BT1H, v_BTKH, cache, place):
-        k_BS1H, latent = written(cache["latent_LBKSH"], k_BT1H, place)
-        return k_BS1H, k_BS1H[..., : self.config.kv_latent], {"latent_LBKSH": latent}
+    def _cached(self, k_BTKH, v_BTKH, cache, place):
+        """As in Attention, of one key head, whose values are a part of its keys."""
+        k_BSKH, latent = written(cache["latent_LBKSH"], k_BTKH, place)
+        return k_BSKH, k_BSKH[..., : self.config.kv_latent], {"latent_LBKSH": latent}
 
 
 def by_head(equation, x, w):

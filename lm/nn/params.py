@@ -179,7 +179,8 @@ COUNTS = 2**32  # that a word tells apart
 def parameter_key(seed, path):
     """Two uint32, of jax.random.fold_in(jax.random.key(seed), CRC-32 of the path)."""
     number = zlib.crc32("/".join(path).encode())
-    return threefry(np.uint32([0, seed]), *np.uint32([[0], [number]]))
+    key, high, low = (np.array(words, np.uint32) for words in ([0, seed], [0], [number]))
+    return threefry(key, high, low)
 
 
 def random_bits(key, shape, place):
