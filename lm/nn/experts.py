@@ -68,8 +68,8 @@ class Experts(nnx.Module):
         if key is not None and config.router_jitter:
             place = None if current_mesh() is None else ACTIVATIONS["residual"]
             low, high = 1 - config.router_jitter, 1 + config.router_jitter
-            noise_BTD = jax.random.uniform(
-                key, x_BTD.shape, x_BTD.dtype, low, high, out_sharding=place
+            noise_BTD = jax.random.uniform(  # in float32, the same whatever is computed in
+                key, x_BTD.shape, jnp.float32, low, high, out_sharding=place
             )
             x_BTD = x_BTD * noise_BTD
         logits_BTE = matmul(x_BTD, weight(self.router_DE, x_BTD.dtype), "residual")
