@@ -23,7 +23,7 @@ test: setup ## the quick tests
 	$(PYTEST) -m "not slow and not parity"
 
 parity: $(PARITY)/.installed ## logits against transformers, in an environment with torch
-	$(PARITY)/bin/python -m pytest -m parity
+	$(PARITY)/bin/python -m pytest -n 2 -m parity
 
 kills: setup ## 40 kills at random moments, each resumed bit for bit
 	LM_KILLS=40 $(PYTEST) -m kills -rP
@@ -35,7 +35,7 @@ families: setup ## the tiny preset of every family: it learns real text, resumes
 	$(PYTEST) -m "not parity" tests/experiments/test_tiny_presets.py --junitxml=build/families.xml
 
 systems: families $(PARITY)/.installed ## write README's table of systems from the tests' results
-	$(PARITY)/bin/python -m pytest -m parity --junitxml=build/parity.xml
+	$(PARITY)/bin/python -m pytest -n 2 -m parity --junitxml=build/parity.xml
 	$(BIN)/python -m pytest tests/test_param_counts.py --junitxml=build/counts.xml
 	$(BIN)/python -m tests.systems build/families.xml build/parity.xml build/counts.xml
 

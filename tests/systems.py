@@ -47,15 +47,18 @@ HEAD = """\
 
 
 def results(paths):
-    """[(column, its key in SYSTEMS, passed)] of the reports; what was skipped is left out."""
-    found = []
+    """[(column, its key in SYSTEMS, passed)] of the reports, of a test in several the last's; what
+    was skipped is left out.
+    """
+    found = {}
     for path in paths:
         for case in ET.parse(path).iter("testcase"):
             name, _, parameters = case.get("name", "").removesuffix("]").partition("[")
             outcomes = {child.tag for child in case}
             if "skipped" not in outcomes:
-                found.append((*place(name, parameters), not outcomes & {"failure", "error"}))
-    return found
+                passed = not outcomes & {"failure", "error"}
+                found[name, parameters] = (*place(name, parameters), passed)
+    return list(found.values())
 
 
 def place(name, parameters):

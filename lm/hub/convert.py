@@ -79,7 +79,18 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
         _verify(model, partial)
         if finish is not None:
             finish(partial)
+        if isinstance(model.tokenizer, tokenizers.LibraryTokenizer):
+            _say_its_class(model.tokenizer, partial / "tokenizer_config.json")
     return chosen.model_type
+
+
+def _say_its_class(tokenizer, path):
+    """Without this file transformers takes the class of the family, with tokens of its own."""
+    if not path.exists():
+        end = tokenizer.end_of_text
+        name = None if end is None else tokenizer.library.id_to_token(end)
+        kind = "PreTrainedTokenizerFast"
+        write_json(path, {"tokenizer_class": kind, "bos_token": name, "eos_token": name})
 
 
 def _family_for(config, name):
