@@ -4,9 +4,11 @@ Nothing is unpickled, and the library safetensors checks every header before a t
 """
 
 import contextlib
+import ctypes
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from lm.errors import RunError, UserError, require
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+RETURNED_AFTER = 2**24  # bytes read
 # The format's dtypes that a parameter can have.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -42,7 +45,7 @@ class TensorFiles:
 
     def __init__(self, folder):
         self._stack = contextlib.ExitStack()
-        self._file_of = {}
+        self._file_of, self._unreturned = {}, 0
         with contextlib.ExitStack() as stack:  # closes what is open if the next file is bad
             for path in _tensor_paths(folder):
                 file = stack.enter_context(_opened(path))
@@ -67,7 +70,18 @@ class TensorFiles:
 
     def read(self, name):
         """The tensor as a numpy array."""
-        return self._file_of[name].get_tensor(name)
+        tensor = self._file_of[name].get_tensor(name)
+        self._unreturned += tensor.nbytes
+        if self._unreturned > RETURNED_AFTER:
+            return_freed_memory()
+            self._unreturned = 0
+        return tensor
+
+
+def return_freed_memory():
+    """Have malloc give what was freed back to the system: between what stays, it would keep it."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _opened(path):
