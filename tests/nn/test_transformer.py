@@ -231,9 +231,9 @@ LARGE = {"model.d_model": 256, "model.d_ff": 1024, "model.num_layers": 8, "model
 
 
 def test_gathered_weights_are_not_kept_for_the_backward_pass():
-    # 8 layers of 3 MiB: kept, they would be 24 MiB; two layers and all gradients' parts are 9.
+    # 8 layers of 3 MiB: kept, they would be 24 MiB; three layers and all gradients' parts are 12.
     compiled = lowered((1, 8, 1), {**LARGE, "model.head_width": 64}).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 12 * 2**20
+    assert compiled.memory_analysis().temp_size_in_bytes < 14 * 2**20
 
 
 def test_unrolled_layers_keep_the_compiler_from_merging_what_is_recomputed():
