@@ -10,6 +10,7 @@ VENV := .venv
 PARITY := .venv-parity
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
+QUICK := not slow and not parity
 
 help: ## list the targets (this)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -20,7 +21,7 @@ demo: setup ## train on real text, be killed, resume, sample: 5 minutes on two c
 	$(BIN)/python -m experiments.demo
 
 test: setup ## the quick tests
-	$(PYTEST) -m "not slow and not parity"
+	$(PYTEST) -m "$(QUICK)"
 
 parity: $(PARITY)/.installed ## logits against transformers, in an environment with torch
 	$(PARITY)/bin/python -m pytest -n 2 -m parity
