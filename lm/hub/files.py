@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -149,12 +150,19 @@ def write_tensors(folder, kinds, fetch, max_shard_size):
         tensors = {name: np.ascontiguousarray(fetch(name)) for name in names}
         try:
             save_file(tensors, folder / file, {"format": "pt"})  # transformers asks for this word
+            (folder / file).chmod(0o666 & ~_umask())  # the library lets nobody else read it
         except SafetensorError as error:
             raise RunError(f"{folder / file} cannot be written: {error}.") from error
     if len(files) > 1:
         weight_map = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(folder / INDEX, index)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path, content):

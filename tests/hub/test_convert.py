@@ -182,6 +182,10 @@ def test_an_export_is_what_was_imported(hub, tmp_path):
     again = import_model(tmp_path / "out")
     assert again.config == model.config
     equal(again.params, model.params)
+    # All its files may be read by whom a new file may be read by.
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in [*(tmp_path / "out").iterdir(), tmp_path / "plain"]}
+    assert len(modes) == 1
 
 
 def test_an_export_in_shards(hub, tmp_path):
