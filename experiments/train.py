@@ -139,7 +139,8 @@ def run(workdir, data, config):
         if restored:
             print(f"resumed from {workdir / 'checkpoints' / str(restored[0])}", flush=True)
         first = int(state.step)
-        print("compiling the train step; its first metrics follow", flush=True)
+        if first < num_steps:
+            print("compiling the train step; its first metrics follow", flush=True)
         make = functools.partial(
             place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
         )

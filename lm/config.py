@@ -196,7 +196,25 @@ class Config:
             f"data.sequence_length={length} is longer than the position table, model.max_positions="
             f"{self.model.max_positions}; make the one shorter or the other larger.",
         )
-        chunk = self.objective.logits_chunk
+        objective, model = self.objective, self.model
+        require(
+            not objective.mtp_loss or model.mtp_depth,
+            f"objective.mtp_loss={objective.mtp_loss} is of a module that model.mtp_depth=0 leaves "
+            "out; set that to 1, or the loss to 0.",
+        )
+        for key in ("router_aux_loss", "router_sequence_loss", "router_z_loss"):
+            value = getattr(objective, key)
+            require(
+                not value or model.num_experts,
+                f"objective.{key}={value} needs experts, and model.num_experts=0; set one of them.",
+            )
+        step = self.optim.router_bias_step
+        require(
+            not step or model.router_selection_bias,
+            f"optim.router_bias_step={step} moves a bias that is not there; set "
+            "model.router_selection_bias=True, or the step to 0.",
+        )
+        chunk = objective.logits_chunk
         require(
             not chunk or length % chunk == 0,
             f"objective.logits_chunk={chunk} does not divide data.sequence_length={length}; "
