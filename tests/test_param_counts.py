@@ -25,6 +25,8 @@ def config_of(preset, **model):
     family, _, name = preset.partition(".")
     keys = importlib.import_module(f"configs.{family}").get_config(name).unlock()
     keys.model.update(model)
+    if not keys.model.mtp_depth:
+        keys.objective.mtp_loss = 0.0
     return resolve(keys, keys.data.tokenizer_size).model
 
 
