@@ -21,6 +21,7 @@ import os
 import pathlib
 import shutil
 import sys
+import warnings
 import zlib
 
 import jax
@@ -311,6 +312,7 @@ def _orbax():
     logging.getLogger("asyncio").addFilter(
         lambda record: not any(part in record.getMessage() for part in told)
     )
+    warnings.filterwarnings("ignore", r"coroutine .*write_fragment.* was never awaited")
     show = sys.unraisablehook
 
     def show_others(unraisable):
