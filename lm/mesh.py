@@ -55,6 +55,7 @@ ACTIVATIONS = {
     "expert_inputs": P(None, None, "tensor"),  # EDF: weights of experts, gathered over fsdp
     "expert_outputs": P(None, "tensor", None),  # EFD
     "expert_biases": P(None, "tensor"),  # EF
+    "texts": P(None, None),  # CD: the vectors of all texts
     "microbatches": P(None, BATCH, None),  # a batch as the train step takes it: (A, B/A, T)
 }
 

@@ -196,9 +196,15 @@ class TransformerConfig:
             f"{self.stack!r}; it must be 1 or more with 'encoder_decoder', and 0 with others.",
         )
         require(
-            not both or (not self.kv_latent and not self.parallel_block and not self.mtp_depth),
-            "model.kv_latent, parallel_block and mtp_depth are for a single stack, not for "
-            "model.stack='encoder_decoder'; leave them out.",
+            not both
+            or not (
+                self.kv_latent
+                or self.parallel_block
+                or self.mtp_depth
+                or self.router_selection_bias
+            ),
+            "model.kv_latent, parallel_block, mtp_depth and router_selection_bias are for a single "
+            "stack, not for model.stack='encoder_decoder'; leave them out.",
         )
         require(
             not encodes or self.position not in ("relative", "alibi"),

@@ -341,8 +341,12 @@ class Transformer(Stack):
         if config.mtp_depth:
             self.mtp = Mtp(config)
 
-    def __call__(self, tokens_BT, target_BT=None, *, target_rows=None, **rows):
-        """Logits (B, T, V), float32 or wider.
+    def __call__(self, tokens_BT, target_BT=None, target_rows=None, **rows):
+        """Logits (B, T, V), float32 or wider; see `states`."""
+        return self.logits(self.states(tokens_BT, target_BT, target_rows, **rows))
+
+    def states(self, tokens_BT, target_BT=None, target_rows=None, **rows):
+        """What the head reads, (B, T, D).
 
         rows: as of `hidden`. With an encoder, tokens_BT and rows are what it reads, and target_BT
         (B, T) with target_rows what the decoder reads.
@@ -350,8 +354,7 @@ class Transformer(Stack):
         if self.config.stack == "encoder_decoder":
             memory, _ = self.encode(tokens_BT, **rows)
             tokens_BT, rows = target_BT, {**(target_rows or {}), "memory": memory}
-        hidden_BTD, _, _ = self.hidden(tokens_BT, **rows)
-        return self.logits(hidden_BTD)
+        return self.hidden(tokens_BT, **rows)[0]
 
     def hidden(self, tokens_BT, *, cache=None, memory=None, key=None, **rows):
         """What the head reads, (B, T, D), the cache after these tokens, and what the routers did:
