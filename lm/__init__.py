@@ -16,10 +16,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "LanguageModel": "lm.model",
     "TransformerConfig": "lm.nn.config",
+    "fill": "lm.sampling.fill",
     "generate": "lm.sampling.sample",
     "load": "lm.model",
 }
-__all__ = ["LanguageModel", "TransformerConfig", "generate", "load"]
+__all__ = ["LanguageModel", "TransformerConfig", "fill", "generate", "load"]
 
 
 def __getattr__(name):

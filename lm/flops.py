@@ -80,9 +80,18 @@ def matmul_parameters(config):
 def _multiplies(name, config):
     """Whether a parameter multiplies tokens; relative positions are multiplied once for a batch."""
     leaf = name.rsplit("/", 1)[-1]
-    table = leaf == "table_PD" or (leaf == "table_VD" and not config.tied_embedding)
+    table = leaf in ("table_PD", "table_RN", "table_YD")
+    table |= leaf == "table_VD" and not (config.tied_embedding and config.head != "none")
     vector = leaf.startswith(("scale", "sinks")) or "bias_" in leaf
-    return not (table or vector or leaf == "position_DNH")
+    of_text = name.startswith(("pooler/", "next_sentence/"))
+    return not (table or vector or of_text or leaf == "position_DNH")
+
+
+def _is_of_source(name):
+    """Whether a parameter of an encoder-decoder multiplies the source's tokens."""
+    return name.startswith(
+        ("encoder/", "layers/cross_attention/key", "layers/cross_attention/value")
+    )
 
 
 def _pair_flops(config):
@@ -97,25 +106,50 @@ def _windows(config, length):
     return [min(config.window, length) if layer.local else length for layer in config.layers()]
 
 
-def training_flops_per_token(config, sequence_length, convention="causal"):
-    """FLOPs of forward and backward pass for one token, nothing recomputed.
+def _twice_pairs(config, length, windows):
+    """Twice the pairs of a query and a key that it sees, in layers of one stack with `windows`."""
+    if config.causal:  # the first w tokens see half of w, the others w
+        return sum(window * (2 * length - window) for window in windows)
+    sides = [min(window // 2, length - 1) if window < length else length for window in windows]
+    return sum(
+        2 * (length**2 if side == length else length * (2 * side + 1) - side * (side + 1))
+        for side in sides
+    )
+
+
+def training_flops_per_token(config, sequence_length, convention="causal", target_length=0):
+    """FLOPs of forward and backward pass for one token, nothing recomputed. Of an encoder-decoder:
+    for one of the source, with its share of a target of target_length tokens (0: as long).
 
     Of the experts, only those that the token chooses are counted, whatever the convention.
     causal: 6 * matmul_parameters + 6 * L * N * H * T: what the products need, a token seeing half
-    its sequence, or less where there are windows.
+    its sequence, all of it in an encoder, or less where there are windows.
     palm: 6 * active_parameter_count + 12 * L * N * H * T (arXiv:2204.02311, appendix B).
     chinchilla: 6 * active_parameter_count, the "6ND" (arXiv:2203.15556).
     kaplan: 6 * parameters other than embeddings and head (arXiv:2001.08361).
     """
     assert convention in CONVENTIONS, convention
     length, pair = sequence_length, _pair_flops(config)
+    both = config.stack == "encoder_decoder"
+    target = target_length or length if both else length
+    if convention == "causal":
+        sizes = _sizes(dataclasses.replace(config, mtp_depth=0), active=True)
+        products = _mtp_matmul_parameters(config) * length + sum(
+            size * (length if _is_of_source(name) else target)
+            for name, size in sizes.items()
+            if _multiplies(name, config)
+        )
+        pairs = _twice_pairs(config, target)
+        pairs += config.mtp_depth * (pairs // config.num_layers)
+        if both:
+            pairs += (
+                _twice_pairs(config.encoder(), length) + 2 * config.num_layers * target * length
+            )
+        return (12 * products + 3 * pair * pairs) // (2 * length)
     windows = _windows(config, length)
     windows += windows[-1:] * config.mtp_depth
-    if convention == "causal":
-        # The first w tokens see half of w, the others w.
-        pairs = sum(window * (2 * length - window) for window in windows)
-        products = matmul_parameters(config) + _mtp_matmul_parameters(config)
-        return 6 * products + 3 * pair * pairs // (2 * length)
+    if both:
+        windows += _windows(config.encoder(), length) + [length] * config.num_layers
     if convention == "palm":
         return 6 * active_parameter_count(config) + 3 * pair * sum(windows)
     if convention == "chinchilla":
@@ -142,11 +176,16 @@ def forward_flops_per_token(config, sequence_length):
 
 
 def decode_flops_per_token(config, context):
-    """FLOPs to generate one token after `context` others, with a cache."""
+    """FLOPs to generate one token after `context` others, with a cache; after a source as long."""
     pair = _pair_flops(config)
     if config.kv_latent:  # queries, and what is attended to, are as wide as what is cached
         pair = 2 * config.num_heads * (2 * config.kv_latent + config.rope_width)
-    return 2 * matmul_parameters(config) + pair * sum(_windows(config, context))
+    sizes, pairs = _sizes(dataclasses.replace(config, mtp_depth=0), active=True), 0
+    if config.stack == "encoder_decoder":
+        sizes = {name: size for name, size in sizes.items() if not _is_of_source(name)}
+        pairs = config.num_layers * context
+    products = sum(size for name, size in sizes.items() if _multiplies(name, config))
+    return 2 * products + pair * (pairs + sum(_windows(config, context)))
 
 
 def parameters_per_device(config, fsdp=1, tensor=1):
@@ -178,7 +217,8 @@ def activation_bytes(config, tokens, logits_tokens, tensor=1):
     that is all that layers keep. logits: one float32 copy of them. tokens: of one device and one
     accumulation step; logits_tokens: as many of them as have their logits at one time.
     """
-    width, layers = ITEM_BYTES[config.compute_dtype], config.num_layers + config.mtp_depth
+    width = ITEM_BYTES[config.compute_dtype]
+    layers = config.num_layers + config.num_encoder_layers + config.mtp_depth
     return {
         "layer_inputs": layers * tokens * config.d_model * width,
         "logits": logits_tokens * config.vocab_size * 4 // tensor,
@@ -187,13 +227,15 @@ def activation_bytes(config, tokens, logits_tokens, tensor=1):
 
 def cache_bytes(config, length):
     """Keys and values, or latents, of a sequence of `length` tokens in all layers, in the compute
-    dtype: a local layer keeps those of its window.
+    dtype: a local layer keeps those of its window, one with cross-attention a source as long.
     """
     if config.kv_latent:
         width = config.kv_latent + config.rope_width
     else:
         width = 2 * config.num_kv_heads * config.head_width
-    return width * sum(_windows(config, length)) * ITEM_BYTES[config.compute_dtype]
+    kept = _windows(config, length)
+    kept += [length] * config.num_layers if config.stack == "encoder_decoder" else []
+    return width * sum(kept) * ITEM_BYTES[config.compute_dtype]
 
 
 def cache_bytes_per_token(config):

@@ -22,6 +22,7 @@ SHORTEST = 16
 # By name: of other generators, the bits under vmap depend on the whole batch.
 GENERATOR = "threefry2x32"
 LOWEST_TEMPERATURE = 1e-30  # float32 has little below
+ENDS = ("begin", "end")
 NO_TABLE = 2**31 - 2  # the positions of a model without a table; one more is still an int32
 
 
@@ -57,6 +58,9 @@ def generate(
     tokens are taken as they are. temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off.
     The same seed gives the same samples: one depends on its prompt, the prompt's place in the list
     and its own number, and not on the other prompts, num_samples, num_tokens or the mesh.
+    A decoder with prefix_attention reads its prompt in both directions. Of an encoder-decoder a
+    prompt is the source: a text between the tokens that begin and end one, if the tokenizer has
+    them, with names of special tokens, as of blanks, read as those; the sample is its target.
     A position table is no limit: when a prompt and its sample outgrow the max_positions rows, the
     last max_positions // 2 tokens are read anew from position 0, and so on. A longer prompt is read
     as if the model had written it: only its last part.
@@ -64,6 +68,10 @@ def generate(
     """
     check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    require(
+        model.config.stack != "encoder",
+        "an encoder writes no text; lm.fill(model, ...) fills the blanks of one.",
+    )
     prompts = [_encoded(model, number, prompt) for number, prompt in enumerate(prompts)]
     if not prompts:
         return []
@@ -73,12 +81,15 @@ def generate(
         "end": -1 if end is None else end,
         "temperature": temperature or None,
         "top_p": None if top_p == 1 else top_p,
-        "table": model.config.max_positions if model.config.position == "learned" else NO_TABLE,
+        "table": min(model.config.num_positions, NO_TABLE),
     }
     sizes = {"room": _padded(min(num_tokens, settings["table"])), "vocab": vocab, "top_k": top_k}
     rows = _rows(len(prompts), num_samples, num_tokens, _shards(model.mesh), seed)
+    sources = None
+    if model.config.stack == "encoder_decoder":
+        sources, prompts = prompts, [[model.config.start_token]] * len(prompts)
     with use_mesh(model.mesh):
-        texts = _continued(model, prompts, rows, settings, sizes)
+        texts = _continued(model, prompts, sources, rows, settings, sizes)
     samples = [
         _sample(model.tokenizer, prompts[row // num_samples], texts[row], end)
         for row in range(len(prompts) * num_samples)
@@ -121,8 +132,11 @@ def _encoded(model, number, prompt):
     vocab, end = _vocabulary(model)
     if isinstance(prompt, str):
         require(model.tokenizer is not None, f"{name}: the model has no tokenizer; give tokens.")
-        tokens = model.tokenizer.encode(prompt)
-        tokens = tokens if end is None else np.append(end, tokens)
+        if model.config.stack == "encoder_decoder":
+            tokens = framed(model.tokenizer, prompt)
+        else:
+            tokens = model.tokenizer.encode(prompt)
+            tokens = tokens if end is None else np.append(end, tokens)
         require(
             tokens.size,
             f"{name} is empty, and the tokenizer has no end-of-text token to begin with; give a "
@@ -139,7 +153,21 @@ def _encoded(model, number, prompt):
             0 <= token < vocab,
             f"{name} holds token {token}; the model's are 0 to {vocab - 1}.",
         )
+    require(
+        model.config.stack == "decoder" or tokens.size <= model.config.num_positions,
+        f"{name} of {tokens.size} tokens is longer than the model's {model.config.num_positions} "
+        "positions; shorten it.",
+    )
     return tokens.tolist()
+
+
+def framed(tokenizer, text):
+    """int32 tokens of a text with blanks, as an encoder reads it: between the tokens that begin and
+    end one, as far as the tokenizer has them.
+    """
+    ends = [[tokenizer.special[role]] if role in tokenizer.special else [] for role in ENDS]
+    tokens = tokenizer.encode(text, special=True)
+    return np.concatenate([ends[0], tokens, ends[1]]).astype(np.int32)
 
 
 def _padded(length):
@@ -154,8 +182,8 @@ def _shards(mesh):
 
 
 def _left_padded(prompts, shards):
-    """Prompts as rows int32 (P, T), P a multiple of shards, which end together and so write the
-    same place of the cache. Segment 0 is padding.
+    """Texts as rows int32 (P, T), P a multiple of shards, which end together and so write the same
+    place of the cache. Segment 0 is padding.
     """
     count = -(-len(prompts) // shards) * shards
     length = _padded(max(map(len, prompts)))
@@ -185,8 +213,9 @@ def _rows(num_prompts, num_samples, num_tokens, shards, seed):
     }
 
 
-def _continued(model, prompts, rows, settings, sizes):
-    """Each row's prompt and what was written after it: B lists of tokens.
+def _continued(model, prompts, sources, rows, settings, sizes):
+    """Each row's prompt and what was written after it: B lists of tokens. sources: for each prompt
+    what an encoder reads, or None.
 
     Each round is one program, in which every row writes until its own table is full, and then waits
     for the others: where it is read anew depends on itself alone. Without a table one round is all.
@@ -196,7 +225,9 @@ def _continued(model, prompts, rows, settings, sizes):
     windows = [_window(prompt, table) for prompt in prompts]
     while rows["left_B1"].any():
         rows["length_B1"] = np.array([[len(text)] for text in texts], np.int32)
-        prefix = _left_padded(windows, shards)
+        prefix = {"": _left_padded(windows, shards)}
+        if sources is not None:
+            prefix["source"] = _left_padded(sources, shards)
         written = _write(model.params, prefix, rows, settings, module=model.module, **sizes)
         if current_mesh() is not None:
             written = jax.device_put(written, NamedSharding(model.mesh, P()))
@@ -213,6 +244,8 @@ def _continued(model, prompts, rows, settings, sizes):
             0 if tokens[-1:] == [end] else count - len(tokens)
             for [count], tokens in zip(rows["left_B1"].tolist(), new, strict=True)
         ]
+        if sources is not None and len(sources) < len(texts):
+            sources = [sources[number] for number in rows["number_B"]]
         rows = {**rows, "prompt_B": None, "left_B1": np.array(left, np.int32)[:, None]}
         # A row that is done only waits; it reads a token because each row must.
         windows = [
@@ -247,14 +280,18 @@ def _read(model, prefix, prompt_B, room):
 
     The cache has room for `room` tokens more.
     """
-    tokens_PT, positions_PT, segments_PT = (
-        put(prefix[name], "tokens") for name in ("tokens", "positions", "segments")
-    )
+    prefix = jax.tree.map(lambda x_PT: put(x_PT, "tokens"), prefix)
+    rows = dict(prefix[""])
+    tokens_PT, positions_PT = rows.pop("tokens"), rows["positions"]
     count, length = tokens_PT.shape
     cache = empty_cache(model.config, count, length + room)
-    hidden_PTD, cache, _ = model.hidden(
-        tokens_PT, positions=positions_PT, segments=segments_PT, cache=cache
-    )
+    if model.config.prefix_attention:
+        rows["prefix"] = rows["segments"]
+    if "source" in prefix:
+        source = dict(prefix["source"])
+        memory, _ = model.encode(source.pop("tokens"), **source)
+        cache["cross"] = model.remember(memory)
+    hidden_PTD, cache, _ = model.hidden(tokens_PT, cache=cache, **rows)
     logits_PV = put(model.logits(hidden_PTD[:, -1:])[:, 0], "tokens")
     lengths_P1 = positions_PT[:, -1:] + 1
     if prompt_B is None:

@@ -50,12 +50,14 @@ def _ours(config, params, x, positions, segments, parts=None):
     name = "local" if config.window else "full"
     layer = bind(module_of(config), params)
     if parts is None:
-        contexts, _ = begin(config, positions, segments, None, x.dtype)
+        rows = {"positions_BT": positions, "segments_BT": segments}
+        contexts, _ = begin(config, rows, None, x.dtype)
         return layer(x, contexts[name])[0]
     cache, found = empty_cache(config, *x.shape[:2]), []
     for start, end in zip(np.cumsum([0, *parts]), np.cumsum(parts), strict=False):
         here = slice(start, end)
-        contexts, cache = begin(config, positions[:, here], segments[:, here], cache, x.dtype)
+        rows = {"positions_BT": positions[:, here], "segments_BT": segments[:, here]}
+        contexts, cache = begin(config, rows, cache, x.dtype)
         context = dataclasses.replace(contexts[name], layer=0)
         y, cache[name] = layer(x[:, here], context, cache[name])
         found.append(y)

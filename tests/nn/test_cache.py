@@ -33,6 +33,10 @@ def test_read_in_parts_is_as_read_at_once(parts):
     np.testing.assert_allclose(ours[REAL], expected[REAL], rtol=0, atol=1e-12)
 
 
+def named(positions, segments):
+    return {"positions_BT": positions, "segments_BT": segments}
+
+
 def test_without_a_window_too():
     config = double({"position": "rope", "num_kv_heads": 2})
     params = attending.random_parameters(attending.module_of(config))
@@ -72,7 +76,7 @@ def test_each_kind_of_layer_has_a_cache_of_its_size():
 def test_contexts_hold_the_index_before_and_the_cache_that_after():
     config = double({"attention_pattern": "local,full", "window": 3})
     cache = empty_cache(config, B, T)
-    read = jax.jit(lambda cache, *rows: begin(config, *rows, cache, jnp.float32))
+    read = jax.jit(lambda cache, *rows: begin(config, named(*rows), cache, jnp.float32))
     for start, length in ((0, 5), (5, 1), (6, 1)):
         rows = [np.int32(a[:, start : start + length]) for a in (POSITIONS, SEGMENTS)]
         contexts, cache = read(cache, *rows)
@@ -127,7 +131,7 @@ def test_a_loop_over_layers_writes_the_cache_in_place(keys):
     @jax.jit
     def decode(cache, x, positions):
         def token(cache, n):
-            contexts, cache = begin(config, positions + n, positions + 1, cache, x.dtype)
+            contexts, cache = begin(config, named(positions + n, positions + 1), cache, x.dtype)
 
             def one(carry, number):
                 x, part = carry

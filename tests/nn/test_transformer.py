@@ -102,7 +102,9 @@ def dropped_out(scan, remat):
 
     def loss(params):
         key = jax.random.key(5)
-        return objective_loss(bind(Transformer(config.model), params), batch, config.objective, key)[0]
+        return objective_loss(
+            bind(Transformer(config.model), params), batch, config.objective, key
+        )[0]
 
     with jax.enable_x64(True):
         return jax.jit(jax.value_and_grad(loss))(parameters(config))

@@ -1,0 +1,56 @@
+"""Fill the blanks of a text with an encoder's guesses."""
+
+import dataclasses
+
+import numpy as np
+
+from lm.errors import require
+from lm.sampling.sample import framed
+
+
+@dataclasses.dataclass(frozen=True)
+class Blank:
+    """The likeliest tokens of a blank, best first: their texts, numbers and probabilities."""
+
+    texts: list[str]
+    tokens: list[int]
+    probabilities: list[float]
+
+
+def fill(model, text, top_k=5):
+    """(the text with the likeliest token in each blank, a Blank for each).
+
+    model: an lm.model.LanguageModel with an encoder alone. text: with the name of the mask, [MASK]
+    or <mask>, where a token is missing; each is guessed beside the other blanks, not after them.
+    Raises UserError for a model or a text without blanks.
+    """
+    tokenizer, config = model.tokenizer, model.config
+    require(config.stack == "encoder", f"a {config.stack} fills no blanks; lm.generate it.")
+    require(
+        tokenizer is not None and "mask" in tokenizer.special,
+        "the model has no tokenizer with a mask, and so no blanks; give it tokens.",
+    )
+    require(
+        1 <= top_k <= config.vocab_size,
+        f"top_k={top_k} is not possible; it must be from 1 to {config.vocab_size}.",
+    )
+    tokens = framed(tokenizer, text)
+    places = np.flatnonzero(tokens == tokenizer.special["mask"])
+    name = tokenizer.decode([tokenizer.special["mask"]], special=True)
+    require(places.size, f"{text!r} has no blank; write {name} where a token is missing.")
+    logits_KV = np.asarray(model(tokens[None])[0], np.float64)[places][:, : tokenizer.size]
+    odds_KV = np.exp(logits_KV - logits_KV.max(-1, keepdims=True))
+    odds_KV /= odds_KV.sum(-1, keepdims=True)
+    best_KN = np.argsort(-odds_KV, -1, kind="stable")[:, :top_k]
+    blanks = [
+        Blank(
+            [tokenizer.decode([token]) for token in best_N],
+            best_N.tolist(),
+            odds_V[best_N].tolist(),
+        )
+        for odds_V, best_N in zip(odds_KV, best_KN, strict=True)
+    ]
+    filled = tokens.copy()
+    filled[places] = best_KN[:, 0]
+    ends = [tokenizer.special[role] for role in ("begin", "end") if role in tokenizer.special]
+    return tokenizer.decode(filled[~np.isin(filled, ends)]), blanks
