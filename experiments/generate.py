@@ -2,9 +2,10 @@
 
     python -m experiments.generate --workdir=runs/a --prompt="def main(" --num_tokens=100
 
-The workdir is a run's, or a folder in Hugging Face's format. --prompt may be given several times;
-without it, or empty, the model begins a document. Each sample is printed after its prompt, its
-speed to stderr.
+An encoder fills the blanks of a prompt, [MASK] or <mask>; an encoder-decoder reads the prompt,
+perhaps with <extra_id_0> for what is missing, and writes its target. The workdir is a run's, or a
+folder in Hugging Face's format. --prompt may be given several times; without it, or empty, the
+model begins a document. Each sample is printed after its prompt, its speed to stderr.
 """
 
 import dataclasses
@@ -50,10 +51,14 @@ def generate(argv):
 
     check_settings(**settings)
     model = lm.load(arguments.workdir, step, mesh or None)
+    if model.config.stack == "encoder":
+        for prompt in prompts:
+            show_filled(prompt, *lm.fill(model, prompt), arguments.json)
+        return
     begun = time.perf_counter()
     samples = lm.generate(model, prompts, **settings)
     seconds = time.perf_counter() - begun
-    show(prompts, samples, arguments.json)
+    show(prompts, samples, arguments.json, model.config.stack == "decoder")
     count = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
     speed = f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s"
     print(f"{speed}, compilation included", file=sys.stderr)
@@ -73,7 +78,20 @@ def numbers(arguments):
     return found
 
 
-def show(prompts, samples, as_json):
+def show_filled(prompt, text, blanks, as_json):
+    """Print a text with its blanks filled, and what else they may be."""
+    if as_json:
+        found = [dataclasses.asdict(blank) for blank in blanks]
+        print(json.dumps({"prompt": prompt, "text": text, "blanks": found}))
+        return
+    print(text)
+    for blank in blanks:
+        pairs = zip(blank.texts, blank.probabilities, strict=True)
+        print("  " + ", ".join(f"{word.strip()} {share:.3f}" for word, share in pairs))
+
+
+def show(prompts, samples, as_json, after_prompt=True):
+    """Print the samples of each prompt; an encoder-decoder's without it, being no part of it."""
     rows = [
         (prompt, number, sample)
         for prompt, of_prompt in zip(prompts, samples, strict=True)
@@ -83,7 +101,11 @@ def show(prompts, samples, as_json):
         for prompt, number, sample in rows:
             print(json.dumps({"prompt": prompt, "sample": number, **dataclasses.asdict(sample)}))
     else:
-        print(f"\n{'-' * 20}\n".join(f"{prompt}{sample.text}" for prompt, _, sample in rows))
+        print(
+            f"\n{'-' * 20}\n".join(
+                f"{prompt if after_prompt else ''}{sample.text}" for prompt, _, sample in rows
+            )
+        )
 
 
 if __name__ == "__main__":

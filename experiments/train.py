@@ -113,6 +113,7 @@ def run(workdir, data, config):
     from lm.data.loader import Batches, place, prefetch
     from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
     from lm.nn.transformer import Transformer
+    from lm.objectives.builder import make_examples
     from lm.track.metrics import MetricsWriter
     from lm.track.profiler import Profiler
     from lm.track.progress import Progress
@@ -124,8 +125,10 @@ def run(workdir, data, config):
     num_steps, parts = config.train.num_steps, config.train.accumulation_steps
     mesh, metrics = make_mesh(**dataclasses.asdict(config.mesh)), config.metrics
     check_mesh(mesh, config.model, config.data.batch_size, parts)
-    batches, model = Batches(data.train, config.data, config.train.seed), Transformer(config.model)
-    evaluate = evaluator(model, config, data, mesh)
+    examples = make_examples(config.objective, config.data, config.model, data.tokenizer)
+    batches = Batches(data.train, config.data, config.train.seed, examples)
+    model = Transformer(config.model)
+    evaluate = evaluator(model, config, data, mesh, examples)
     template = abstract_state(model, config, mesh)
     train_step = make_train_step(model, config, jax.tree.map(lambda leaf: leaf.sharding, template))
     with (
@@ -154,7 +157,7 @@ def run(workdir, data, config):
         ):
             write_start(workdir, data, config)
             hooks = Hooks(
-                log=logger(config, mesh, first, writer, progress),
+                log=logger(config, mesh, first, writer, progress, examples),
                 evaluate=evaluate,
                 save=checkpoints.save,
                 profile=profiler,
@@ -194,7 +197,7 @@ def write_start(workdir, data, config):
     write_environment(workdir)
 
 
-def logger(config, mesh, first, writer, progress):
+def logger(config, mesh, first, writer, progress, examples=None):
     """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed."""
     from lm.chips import peak_flops
     from lm.flops import training_flops_per_token
@@ -203,10 +206,12 @@ def logger(config, mesh, first, writer, progress):
 
     length = config.data.sequence_length
     peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.compute_dtype)
+    target_length = examples.target_length if examples else 0
+    flops = training_flops_per_token(config.model, length, target_length=target_length)
     throughput = Throughput(
         first,
         config.data.batch_size * length,
-        training_flops_per_token(config.model, length),
+        flops * config.objective.passes,
         peak and peak * mesh.size,
     )
     dead_experts = DeadExperts()
@@ -225,6 +230,7 @@ def logger(config, mesh, first, writer, progress):
                 "train/skipped_steps": values["skipped_steps"],
                 "data/fingerprint": f"{high:08x}{low:08x}",
                 **{name: x for name, x in values.items() if name.startswith("experts/")},
+                **{f"train/{name}": x for name, x in values.items() if name.endswith("_loss")},
                 **throughput(step),
             }
         writer.write(step, values)
@@ -233,7 +239,7 @@ def logger(config, mesh, first, writer, progress):
     return log
 
 
-def evaluator(model, config, data, mesh):
+def evaluator(model, config, data, mesh, examples):
     """evaluate(params), over the validation part, or nothing if it is never due."""
     if not config.evaluate.every_steps:
         return None
@@ -242,9 +248,11 @@ def evaluator(model, config, data, mesh):
     from lm.train.step import make_eval_step
 
     rows = config.data.batch_size // config.train.accumulation_steps
-    batches = ValidationBatches(data.validation, dataclasses.replace(config.data, batch_size=rows))
+    keys = dataclasses.replace(config.data, batch_size=rows)
+    batches = ValidationBatches(data.validation, keys, examples)
     step = make_eval_step(model, config)
-    return Likelihood(step, batches, data.validation.num_bytes, mesh, config.data.prefetch)
+    num_bytes = None if examples else data.validation.num_bytes
+    return Likelihood(step, batches, num_bytes, mesh, config.data.prefetch)
 
 
 def finish(workdir, first, step, config, why):

@@ -123,6 +123,11 @@ class ObjectiveConfig:
         """What its batches are like: one of FAMILIES."""
         return KINDS[next(iter(self.kinds()))]
 
+    @property
+    def passes(self):
+        """How often a step reads its tokens."""
+        return 2 if self.family == "text" or "replaced" in self.kinds() else 1
+
     def noises(self):
         """The names in `noise`."""
         return tuple(name.strip() for name in self.noise.split(","))

@@ -16,7 +16,8 @@ class Likelihood:
 
     eval_step: (params, batch) -> (nats, weight), see lm.train.step. batches: ValidationBatches.
     num_bytes: of the validation text in UTF-8, by which bits are divided, so that tokenizers can
-    be compared. ahead: batches prepared in advance.
+    be compared; None, without bits per byte, where only parts of it are predicted. ahead: batches
+    prepared in advance.
     """
 
     def __init__(self, eval_step, batches, num_bytes, mesh, ahead):
@@ -35,5 +36,7 @@ class Likelihood:
         # Summed on the host in float64: float32 loses digits over millions of tokens.
         columns = zip(*jax.device_get(sums), strict=True)
         nats, weights = (math.fsum(map(float, column)) for column in columns)
-        bits_per_byte = nats / math.log(2) / self.num_bytes
-        return {"eval/loss": nats / weights, "eval/bits_per_byte": bits_per_byte}
+        found = {"eval/loss": nats / weights}
+        if self.num_bytes is not None:
+            found["eval/bits_per_byte"] = nats / math.log(2) / self.num_bytes
+        return found
