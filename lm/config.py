@@ -368,6 +368,11 @@ class Config:
             "dropout; set model.residual_dropout=0.1.",
         )
         require(
+            objective.family == "next" or not objective.mtp_loss,
+            f"objective.mtp_loss={objective.mtp_loss} is for objective.kind='causal', not "
+            f"{objective.kind!r}.",
+        )
+        require(
             objective.family == "next" or not self.data.separate_documents,
             f"objective.kind={objective.kind!r} reads the stream of all documents; set "
             "data.separate_documents=False.",

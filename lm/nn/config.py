@@ -196,15 +196,14 @@ class TransformerConfig:
             f"{self.stack!r}; it must be 1 or more with 'encoder_decoder', and 0 with others.",
         )
         require(
-            not both
-            or not (
-                self.kv_latent
-                or self.parallel_block
-                or self.mtp_depth
-                or self.router_selection_bias
-            ),
-            "model.kv_latent, parallel_block, mtp_depth and router_selection_bias are for a single "
-            "stack, not for model.stack='encoder_decoder'; leave them out.",
+            not both or not (self.kv_latent or self.parallel_block or self.router_selection_bias),
+            "model.kv_latent, parallel_block and router_selection_bias are for a single stack, not "
+            "for model.stack='encoder_decoder'; leave them out.",
+        )
+        require(
+            not (encodes and self.mtp_depth),
+            f"model.mtp_depth={self.mtp_depth} predicts what follows, for model.stack='decoder', "
+            f"not {self.stack!r}.",
         )
         require(
             not encodes or self.position not in ("relative", "alibi"),

@@ -425,10 +425,8 @@ class Transformer(Stack):
             if any(x is not None for x in (segments, global_mask, prefix)):
                 positions = put(jnp.broadcast_to(positions, (batch, length)), "tokens")
         rows = {"positions_BT": positions, "segments_BT": segments}
-        if config.global_attention:
-            none_BT = jnp.zeros((batch, length), bool)
-            rows["global_BT"] = put(none_BT, "tokens") if global_mask is None else global_mask > 0
-            rows["positions_BT"] = put(jnp.broadcast_to(positions, (batch, length)), "tokens")
+        if global_mask is not None:
+            rows["global_BT"] = global_mask > 0
         if prefix is not None:
             last_B1 = jnp.max(positions * (prefix > 0), 1, keepdims=True)
             rows["until_BT"] = jnp.where(prefix > 0, last_B1, positions)

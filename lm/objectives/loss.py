@@ -91,28 +91,31 @@ def _contrastive(model, batch, config, key):
     cross-entropy among all texts of the batch, on every device (arXiv:2104.08821, section 3).
     """
     keys = (None, None) if key is None else jax.random.split(key)
-    one_BD, two_BD = (_text_vectors(model, batch, config, key) for key in keys)
+    (one_BD, routed), (two_BD, more) = (_text_vectors(model, batch, config, key) for key in keys)
     place = None if current_mesh() is None else ACTIVATIONS["tokens"]
     logits_BC = jnp.einsum("BD,CD->BC", one_BD, put(two_BD, "texts"), out_sharding=place)
     logits_BC = logits_BC / config.temperature
     own_BC = jnp.eye(logits_BC.shape[0], dtype=bool)
     own_B = jnp.where(own_BC, logits_BC, 0).sum(-1)
     nll = ((jax.nn.logsumexp(logits_BC, -1) - own_B) * batch["weights"][:, 0]).sum()
-    return nll, nll, {"routed": {}}
+    minimised = nll
+    for of_pass in filter(None, (routed, more)):
+        minimised += router_loss(of_pass, model.config, config) * batch["weights"].sum() / 2
+    return minimised, nll, {"routed": routed}
 
 
 def _text_vectors(model, batch, config, key):
-    """(B, D), of length 1, float32 or wider: by config.pooling."""
+    """((B, D), of length 1, float32 or wider: by config.pooling; what the routers did)."""
     segments_BT = batch["segments"]
-    hidden_BTD, _, _ = model.hidden(batch["tokens"], segments=segments_BT, key=key)
+    hidden_BTD, _, routed = model.hidden(batch["tokens"], segments=segments_BT, key=key)
     if config.pooling == "mean":
         real_BT1 = (segments_BT > 0).astype(hidden_BTD.dtype)[..., None]
-        text_BD = (hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1)
+        text_BD = (hidden_BTD * real_BT1).sum(1) / jnp.maximum(real_BT1.sum(1), 1)
     else:
         states_BTD = model.pooler(hidden_BTD) if config.pooling == "pooler" else hidden_BTD
         text_BD = states_BTD[:, 0]
     text_BD = text_BD.astype(jnp.promote_types(text_BD.dtype, jnp.float32))
-    return text_BD * jax.lax.rsqrt(jnp.square(text_BD).sum(-1, keepdims=True))
+    return text_BD * jax.lax.rsqrt(jnp.square(text_BD).sum(-1, keepdims=True)), routed
 
 
 def _after_next(batch):

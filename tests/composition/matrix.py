@@ -52,7 +52,7 @@ def _biases(qkv, output, feedforward):
 
 
 def _dropout(rate):
-    kinds = ("embedding", "attention", "residual")
+    kinds = ("embedding", "attention", "residual", "activation", "final")
     return {f"model.{kind}_dropout": rate for kind in kinds}
 
 
@@ -75,8 +75,32 @@ EXPERTS = {
     "objective.router_z_loss": 0.01,
 }
 
+ENCODER = {"model.stack": "encoder", "data.separate_documents": False}
+BOTH = {"model.stack": "encoder_decoder", "data.separate_documents": False}
+
 # {factor: {value: the keys that it sets}}
 FACTORS = {
+    "objective": {
+        "causal": {"model.stack": "decoder", "objective.kind": "causal"},
+        "masked": {
+            **ENCODER,
+            "objective.kind": "masked",
+            "objective.next_sentence": True,
+            "model.pooler": True,
+            "model.next_sentence": True,
+            "model.token_types": 2,
+            "model.skip_first_norm": True,
+        },
+        "replaced": {**ENCODER, "objective.kind": "replaced", "model.detector": True},
+        "contrastive": {**ENCODER, "objective.kind": "contrastive", "objective.pooling": "mean"},
+        "spans": {**BOTH, "objective.kind": "span_corruption"},
+        "prefix": {
+            "model.stack": "decoder",
+            "objective.kind": "prefix",
+            "model.prefix_attention": True,
+            "data.separate_documents": False,
+        },
+    },
     "mesh": {"x".join(map(str, shape)): _mesh(*shape) for shape in MESHES},
     "dtype": {
         "float64": {"model.param_dtype": "float64", "model.compute_dtype": "float64"},
@@ -102,6 +126,11 @@ FACTORS = {
     "query_key_norm": _values("model.query_key_norm", "none", "head", "full"),
     "position": {
         **_values("model.position", "learned", "sinusoid", "rope", "relative", "alibi", "none"),
+        "buckets": {
+            "model.position": "buckets",
+            "model.position_buckets": 4,
+            "model.position_max_distance": 6,
+        },
         "yarn": {
             "model.position": "rope",
             "model.rope_scaling": "yarn",
@@ -153,6 +182,10 @@ FACTORS = {
         },
     },
     "mtp": {"off": {}, "on": {"model.mtp_depth": 1, "objective.mtp_loss": 0.3}},
+    "head": {
+        "linear": {"model.head": "linear"},
+        "transform": {"model.head": "transform", "model.head_bias": "learned"},
+    },
     "output": {
         "plain": {},
         "scaled": {
@@ -189,6 +222,10 @@ def _latent(keys):
     return keys["model.kv_latent"] > 0
 
 
+def _kind(keys):
+    return keys["objective.kind"]
+
+
 # What must be refused: the factors that decide it, and when, given the keys that they set.
 RULES = (
     (("mesh", "heads"), _heads_refused),
@@ -222,12 +259,36 @@ RULES = (
         ("position", "backend"),
         lambda keys: (
             keys["model.attention_backend"] == "sigmoid"
-            and keys["model.position"] in ("relative", "alibi")
+            and keys["model.position"] in ("relative", "alibi", "buckets")
         ),
     ),
     (
         ("activation", "gated"),
         lambda keys: keys["model.activation"] == "clamped_silu" and not keys["model.gated"],
+    ),
+    (
+        ("objective", "position"),
+        lambda keys: _kind(keys) != "causal" and keys["model.position"] in ("relative", "alibi"),
+    ),
+    (
+        ("objective", "mtp"),
+        lambda keys: _kind(keys) != "causal" and keys.get("model.mtp_depth"),
+    ),
+    (
+        ("objective", "dropout"),
+        lambda keys: _kind(keys) == "contrastive" and not keys["model.residual_dropout"],
+    ),
+    (
+        ("objective", "parallel_block"),
+        lambda keys: _kind(keys) == "span_corruption" and keys["model.parallel_block"],
+    ),
+    (
+        ("objective", "attention"),
+        lambda keys: _kind(keys) == "span_corruption" and _latent(keys),
+    ),
+    (
+        ("objective", "experts"),
+        lambda keys: _kind(keys) == "span_corruption" and keys.get("model.router_selection_bias"),
     ),
     (
         ("chunk",),
@@ -238,8 +299,13 @@ RULES = (
     ),
 )
 
-# What works and is not compared: a rounding to bfloat16 may choose another expert.
+# What works and is not compared: a rounding to bfloat16 may choose another expert, and any rounding
+# another token to put in place of one.
 UNCOMPARED = (
+    (
+        ("dtype", "objective"),
+        lambda keys: keys["model.compute_dtype"] != "float64" and _kind(keys) == "replaced",
+    ),
     (
         ("dtype", "experts"),
         lambda keys: (
@@ -318,6 +384,7 @@ def reference_of(config):
         remat="none",
     )
     by_part = config.model.residual_dropout or config.model.num_experts
+    by_part = by_part or config.objective.family == "text" or config.objective.kind == "replaced"
     parts = config.train.accumulation_steps if by_part else 1
     return dataclasses.replace(
         config,
@@ -330,6 +397,33 @@ def reference_of(config):
 
 def batch_of(row, config):
     """(B, T) arrays as the loader makes them, with weights that differ from part to part."""
+    kind = row.get("objective", "causal")
+    batch = causal_batch(row if kind == "causal" else {"rows": "stream"}, config)
+    if kind == "causal":
+        return batch
+    rng = np.random.default_rng(1)
+    size, length = batch["tokens"].shape
+    real = np.arange(length) < rng.integers(2, length + 1, (size, 1))
+    if row["rows"] == "stream":
+        real[:] = True
+    segments, weights = real.astype(np.int32), batch["weights"] * real
+    if kind == "spans":
+        source = rng.integers(0, config.model.vocab_size, (size, length), np.int32)
+        return {**batch, "source": source, "source_segments": segments}
+    batch |= {"segments": segments, "weights": weights}
+    if kind == "contrastive":
+        return {**batch, "weights": np.ones((size, 1), np.float32)}
+    if kind == "prefix":
+        prefix = np.arange(length) < rng.integers(1, length, (size, 1))
+        return {**batch, "prefix": (prefix & real).astype(np.int32)}
+    if kind == "masked":
+        batch["token_types"] = (np.arange(length) > 3).astype(np.int32) * segments
+        batch["next_sentence"] = rng.integers(0, 2, (size, 1), np.int32)
+    return batch
+
+
+def causal_batch(row, config):
+    """That of predicting the next token."""
     rng = np.random.default_rng(0)
     size, length = config.data.batch_size, config.data.sequence_length
     text = rng.integers(0, config.model.vocab_size, (size, length + 1), np.int32)
