@@ -135,7 +135,7 @@ def test_a_sample_of_a_large_text_trains_the_tokenizer(config, tmp_path, monkeyp
     monkeypatch.setattr(
         tokenizer,
         "train_tokenizer",
-        lambda kind, texts, size: train(kind, seen.extend(texts) or [], size),
+        lambda kind, texts, size, special: train(kind, seen.extend(texts) or [], size, special),
     )
     data = open_data(config(path=tmp_path / "a.jsonl", tokenizer="bpe"))
     every = 1 + (tmp_path / "a.jsonl").stat().st_size // 2000
