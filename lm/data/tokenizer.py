@@ -391,10 +391,15 @@ def _train_unigram(texts, size, special):
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
-    # The last digits of scores, and so their order, differ from run to run. Where letters alone are
-    # more than fit, the rarest are spelled in bytes.
+    # The last digits of scores, and so their order, differ from run to run; so do the scores of
+    # letters that are no pieces by themselves, which the trainer sets 0.0001 apart at the lowest.
+    # Where letters alone are more than fit, the rarest are spelled in bytes.
     found = json.loads(library.to_str())["model"]["vocab"][len(special) :]
-    found = sorted(((piece, round(score, 3)) for piece, score in found), key=lambda x: (-x[1], x))
+    lowest = min((score for _, score in found), default=0)
+    near = lowest + 1e-3 + 1e-4 * sum(len(piece) == 1 for piece, _ in found)
+    scores = {p: lowest if len(p) == 1 and score < near else score for p, score in found}
+    found = [(piece, round(score, 3)) for piece, score in scores.items()]
+    found = sorted(found, key=lambda x: (-x[1], x[0]))
     found = found[: size - len(special) - len(spelled)]
     vocabulary = [*((name, 0.0) for name in (*special, *spelled)), *found]
     model = models.Unigram(vocabulary, special.index(unknown), byte_fallback=True)
