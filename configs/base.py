@@ -15,10 +15,14 @@ def section(**keys):
 
 def model():
     return section(
+        # decoder, encoder (a token sees all others) or encoder_decoder.
+        stack="decoder",
         # Rows of the embedding. Derived: the tokenizer's size. May be larger, for a mesh to divide.
         vocab_size=placeholder(int),
         d_model=768,
         num_layers=12,
+        # Of an encoder_decoder. Derived: num_layers.
+        num_encoder_layers=placeholder(int),
         num_heads=12,
         # Key and value heads: num_heads is multi-head, 1 multi-query, in between grouped-query
         # attention. Derived: num_heads.
@@ -27,10 +31,20 @@ def model():
         head_width=placeholder(int),
         # Width of the feed-forward's hidden layer, of one branch if gated. Derived: 4 * d_model.
         d_ff=placeholder(int),
-        # learned, sinusoid, rope, relative (Transformer-XL), alibi or none.
+        # learned, sinusoid (sine and cosine interleaved), sinusoid_halves (first all sines), rope,
+        # relative (Transformer-XL), buckets (T5), alibi or none.
         position="learned",
-        # Rows of the learned position table, the longest sequence. Derived: data.sequence_length.
+        # Rows of the learned position table. Derived: what the data needs.
         max_positions=placeholder(int),
+        # Rows of it before that of position 0 (RoBERTa and BART: 2).
+        position_offset=0,
+        # Padding takes no position (RoBERTa), where positions are not given.
+        position_pad_aware=False,
+        # buckets: how many, and the distance from which on all are in the last.
+        position_buckets=32,
+        position_max_distance=128,
+        # Rows of a table that is added by each token's type (BERT: 2). 0: none.
+        token_types=0,
         rope_theta=10_000.0,
         # Of local layers, which are then never scaled (Gemma 3). 0: all layers rotate alike.
         rope_theta_local=0.0,
@@ -57,6 +71,8 @@ def model():
         norm_offset=False,
         # pre (GPT-2, Llama), post (2017, BERT), sandwich (Gemma 2) or output (OLMo 2).
         norm_placement="pre",
+        # The first layer's attention reads the stream as it is, which is normed (ModernBERT).
+        skip_first_norm=False,
         # A norm after the last layer: needed wherever the residual stream itself is not normed.
         final_norm=True,
         embedding_norm=False,
@@ -71,6 +87,18 @@ def model():
         feedforward_bias=True,
         # One table embeds tokens and, transposed, gives the logits.
         tied_embedding=True,
+        # linear, transform (a dense layer and a norm before it, BERT) or none.
+        head="linear",
+        # none, learned, or fixed: kept and not trained (BART).
+        head_bias="none",
+        # A dense layer and tanh of the first token's state, and what tells from it whether the
+        # second of two texts follows the first (BERT).
+        pooler=False,
+        next_sentence=False,
+        # What tells of each token whether it was replaced (ELECTRA).
+        detector=False,
+        # What the decoder of an encoder_decoder reads first.
+        start_token=0,
         # Embeddings are multiplied by this (Gemma: sqrt(d_model)), and logits by that (PaLM).
         embedding_scale=1.0,
         logit_scale=1.0,
@@ -108,7 +136,8 @@ def model():
         expert_capacity_factor=0.0,
         # Modules that predict one more token ahead each (DeepSeek V3). 0 or 1.
         mtp_depth=0,
-        # normal, truncated_normal, fan_in or glorot; the std is for the first two.
+        # normal, truncated_normal, fan_in, glorot or t5 (fan_in, but for queries, which take the
+        # scale that T5's scores lack, and the embedding: 1); the std is for the first two.
         initializer="normal",
         initializer_std=0.02,
         # Divide the std of what writes to the residual stream by sqrt(2 * num_layers) (GPT-2).
@@ -117,6 +146,9 @@ def model():
         embedding_dropout=0.0,
         attention_dropout=0.0,
         residual_dropout=0.0,
+        # After the feed-forward's activation, and after the last norm (T5).
+        activation_dropout=0.0,
+        final_dropout=0.0,
         # What scores are multiplied with. Derived: 1 / sqrt(head_width).
         attention_scale=placeholder(float),
         # Scores become cap * tanh(score / cap) (Gemma 2). 0: as they are.
@@ -127,8 +159,13 @@ def model():
         query_key_norm="none",
         # Which layers see a window: "full", "local", or a pattern that repeats, as "local,full".
         attention_pattern="full",
-        # Keys that a local layer's query sees, its own included.
+        # Keys that a local layer's query sees, its own included; in an encoder half of it on either
+        # side.
         window=0,
+        # Tokens that see and are seen by all, with projections of their own (Longformer).
+        global_attention=False,
+        # A decoder reads its prompt, or what an objective gives as its source, in both directions.
+        prefix_attention=False,
         # Latent attention (DeepSeek V2): width of the latent of keys and values. 0: none.
         kv_latent=0,
         # Of the latent that queries come from. 0: from the residual stream.
@@ -154,6 +191,30 @@ def model():
 
 def objective():
     return section(
+        # causal, masked, span_corruption, denoising, prefix, ul2, contrastive or replaced; or a
+        # mixture of those with batches alike, "span_corruption=3,prefix=1".
+        kind="causal",
+        # masked, replaced: the share of tokens that are predicted, and what becomes of them: the
+        # mask, another token, or, for the rest, nothing (BERT).
+        mask_rate=0.15,
+        mask_token_share=0.8,
+        random_token_share=0.1,
+        # As many masks of each text, used in turn (BERT: 10). 0: new ones in every epoch.
+        static_masks=0,
+        whole_words=False,
+        # Pairs of texts, of which the second follows the first or does not.
+        next_sentence=False,
+        # span_corruption and denoising's infilling: the share of tokens in spans, and their length.
+        noise_rate=0.15,
+        mean_span=3.0,
+        # denoising: any of infilling, permutation, deletion, rotation, masking.
+        noise="infilling,permutation",
+        # contrastive: what stands for a text: first, mean or pooler; and what similarities are
+        # divided by (SimCSE).
+        pooling="first",
+        temperature=0.05,
+        # replaced: the weight of telling replaced tokens, beside that of filling masks (ELECTRA).
+        detection_loss=50.0,
         # Positions per step of the cross-entropy, so that logits (batch, sequence, vocabulary)
         # never exist. 0: all at once, which is faster where they fit.
         logits_chunk=0,
@@ -176,6 +237,8 @@ def data():
         # A text file, a folder of them, JSONL, any of them .gz. Empty: the documentation and
         # source of the running Python's standard library, which every machine has.
         path="",
+        # "3,1": path is as many sources, "a.txt,b/", mixed in these proportions.
+        weights="",
         # A second path to evaluate on. Empty: a part of the first.
         validation_path="",
         # Part held out if there is no validation_path: the end of a single file, whole
@@ -183,14 +246,19 @@ def data():
         validation_fraction=0.1,
         # The member of a JSONL object that holds the text.
         text_key="text",
-        # bpe (byte-level, trained on the training split), bytes, characters, or the path of a
-        # tokenizer.json.
+        # bpe (byte-level), wordpiece (BERT) or unigram (T5), trained on the training split; bytes,
+        # characters, or the path of a tokenizer.json.
         tokenizer="bpe",
+        # Of a tokenizer trained here: end, mask (with what goes with it) or sentinels. Empty: end
+        # for bpe, mask for wordpiece, sentinels for unigram.
+        special_tokens="",
         # Size of a tokenizer trained here.
         tokenizer_size=4096,
         # Sequences per update, over all devices and all accumulation steps.
         batch_size=8,
         sequence_length=256,
+        # Positions of an encoder_decoder's decoder. 0: as many as the objective needs.
+        target_length=0,
         # shuffled, or contiguous: each row of the batch goes on where it stopped, for models
         # with memory.
         order="shuffled",

@@ -21,6 +21,7 @@ import os
 import pathlib
 import shutil
 import sys
+import warnings
 import zlib
 
 import jax
@@ -307,7 +308,11 @@ def _orbax():
     logging.getLogger("absl").addFilter(lambda record: folder not in record.pathname)
     # Of a save that fails, the first array's error is raised. The others' are not awaited, and
     # tensorstore tells them to a loop that Orbax has closed: asyncio and Python would print them.
-    logging.getLogger("asyncio").addFilter(lambda record: folder not in record.getMessage())
+    told = (folder, "exception was never retrieved")
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not any(part in record.getMessage() for part in told)
+    )
+    warnings.filterwarnings("ignore", r"coroutine .*write_fragment.* was never awaited")
     show = sys.unraisablehook
 
     def show_others(unraisable):

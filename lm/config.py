@@ -10,11 +10,50 @@ import typing
 from lm.errors import UserError, did_you_mean, require, require_in
 from lm.nn.config import TransformerConfig
 
+# What is predicted, and what a batch is like: the next token; tokens of the text itself; a target
+# from a source; whole texts. And the stacks that can.
+KINDS = {
+    "causal": "next",
+    "masked": "same",
+    "replaced": "same",
+    "span_corruption": "pair",
+    "denoising": "pair",
+    "prefix": "pair",
+    "ul2": "pair",
+    "contrastive": "text",
+}
+FAMILIES = {
+    "next": ("decoder",),
+    "same": ("encoder",),
+    "pair": ("encoder_decoder", "decoder"),
+    "text": ("encoder",),
+}
+NOISES = ("infilling", "permutation", "deletion", "rotation", "masking")
+SPECIAL_TOKENS = ("end", "mask", "sentinels")
+POOLINGS = ("first", "mean", "pooler")
 ENDLESS = ("constant", "inverse_sqrt")  # schedules that know no optim.decay_steps
+
+
+def of_family(family):
+    """The kinds of objectives whose batches are alike."""
+    return [name for name, its in KINDS.items() if its == family]
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
+    kind: str
+    mask_rate: float
+    mask_token_share: float
+    random_token_share: float
+    static_masks: int
+    whole_words: bool
+    next_sentence: bool
+    noise_rate: float
+    mean_span: float
+    noise: str
+    pooling: str
+    temperature: float
+    detection_loss: float
     logits_chunk: int
     label_smoothing: float
     z_loss: float
@@ -24,6 +63,32 @@ class ObjectiveConfig:
     mtp_loss: float
 
     def __post_init__(self):
+        for name in self.kinds():
+            require_in("a name in objective.kind", name, KINDS)
+        families = {KINDS[name] for name in self.kinds()}
+        require(
+            len(families) == 1,
+            f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix those "
+            "of one line: " + "; ".join(", ".join(of_family(family)) for family in FAMILIES) + ".",
+        )
+        for name in self.noises():
+            require_in("a name in objective.noise", name, NOISES)
+        require_in("objective.pooling", self.pooling, POOLINGS)
+        for key in ("mask_rate", "noise_rate"):
+            value = getattr(self, key)
+            require(0 < value < 1, f"objective.{key}={value} must be in (0, 1).")
+        shares = self.mask_token_share, self.random_token_share
+        require(
+            min(shares) >= 0 and sum(shares) <= 1,
+            f"objective.mask_token_share={shares[0]} and random_token_share={shares[1]} must be 0 "
+            "or more, and 1 or less together.",
+        )
+        for key, least in (("mean_span", 1), ("static_masks", 0), ("detection_loss", 0)):
+            value = getattr(self, key)
+            require(value >= least, f"objective.{key}={value} must be {least} or more.")
+        require(
+            self.temperature > 0, f"objective.temperature={self.temperature} must be more than 0."
+        )
         require(
             self.logits_chunk >= 0,
             f"objective.logits_chunk={self.logits_chunk} must be 0 (off) or more.",
@@ -37,17 +102,45 @@ class ObjectiveConfig:
             value = getattr(self, key)
             require(value >= 0, f"objective.{key}={value} must be 0 (off) or more.")
 
+    def kinds(self):
+        """{name: its part of the mixture}, as it stands in `kind`; alone it is 1."""
+        parts = [part.partition("=") for part in self.kind.split(",")]
+        shares = {}
+        for name, _, share in parts:
+            try:
+                shares[name.strip()] = float(share or 1)
+            except ValueError:
+                shares[name.strip()] = 0.0
+        require(
+            len(shares) == len(parts) and all(0 < share < math.inf for share in shares.values()),
+            f"objective.kind={self.kind!r} must be a name, or different names with numbers, as in "
+            "'span_corruption=3,prefix=1'.",
+        )
+        return shares
+
+    @property
+    def family(self):
+        """What its batches are like: one of FAMILIES."""
+        return KINDS[next(iter(self.kinds()))]
+
+    def noises(self):
+        """The names in `noise`."""
+        return tuple(name.strip() for name in self.noise.split(","))
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     path: str
+    weights: str
     validation_path: str
     validation_fraction: float
     text_key: str
     tokenizer: str
     tokenizer_size: int
+    special_tokens: str
     batch_size: int
     sequence_length: int
+    target_length: int
     order: str
     separate_documents: bool
     prefetch: int
@@ -55,6 +148,11 @@ class DataConfig:
 
     def __post_init__(self):
         require_in("data.order", self.order, ("shuffled", "contiguous"))
+        require_in("data.special_tokens", self.special_tokens, ("", *SPECIAL_TOKENS))
+        require(
+            self.target_length >= 0,
+            f"data.target_length={self.target_length} must be 0 (what is needed) or more.",
+        )
         for key in ("batch_size", "sequence_length", "prefetch"):
             value = getattr(self, key)
             require(value >= 1, f"data.{key}={value} is not possible; it must be 1 or more.")
@@ -190,13 +288,15 @@ class Config:
             f"{parts} parts; the nearest that does is "
             f"{max(1, round(self.data.batch_size / parts)) * parts}.",
         )
-        learned, length = self.model.position == "learned", self.data.sequence_length
+        objective, model, data = self.objective, self.model, self.data
+        learned, length = model.position == "learned", data.sequence_length
         require(
-            not learned or length <= self.model.max_positions,
-            f"data.sequence_length={length} is longer than the position table, model.max_positions="
-            f"{self.model.max_positions}; make the one shorter or the other larger.",
+            max(length, data.target_length) <= model.num_positions,
+            f"data.sequence_length={length} or target_length={data.target_length} is longer than "
+            f"the position table, model.max_positions={model.max_positions} less "
+            f"position_offset={model.position_offset}; make the one shorter or the other larger.",
         )
-        objective, model = self.objective, self.model
+        self._check_objective()
         require(
             not objective.mtp_loss or model.mtp_depth,
             f"objective.mtp_loss={objective.mtp_loss} is of a module that model.mtp_depth=0 leaves "
@@ -221,15 +321,62 @@ class Config:
             f"{math.gcd(chunk, length)} does.",
         )
         require(
-            not (learned and self.data.order == "contiguous" and self.data.separate_documents),
+            not (learned and data.order == "contiguous" and data.separate_documents),
             "data.order='contiguous' counts positions through whole documents, which a table of "
             "learned positions ends before; set data.separate_documents=False or another position.",
+        )
+
+    def _check_objective(self):
+        """That the model can do what the objective asks for."""
+        objective, model, stack = self.objective, self.model, self.model.stack
+        stacks = FAMILIES[objective.family]
+        fitting = ", ".join(name for name, family in KINDS.items() if stack in FAMILIES[family])
+        require(
+            stack in stacks,
+            f"objective.kind={objective.kind!r} is not for model.stack={stack!r}; for that there "
+            f"are {fitting}.",
+        )
+        require(
+            objective.family != "pair" or stack != "decoder" or model.prefix_attention,
+            f"objective.kind={objective.kind!r} needs model.prefix_attention=True in a decoder.",
+        )
+        for key, value, module in (
+            ("next_sentence", objective.next_sentence, "next_sentence"),
+            ("kind", "replaced" in objective.kinds(), "detector"),
+            ("pooling", objective.family == "text" and objective.pooling == "pooler", "pooler"),
+        ):
+            require(
+                not value or getattr(model, module),
+                f"objective.{key}={getattr(objective, key)!r} needs model.{module}=True.",
+            )
+        require(
+            not objective.next_sentence or (objective.family == "same" and model.token_types >= 2),
+            "objective.next_sentence needs objective.kind='masked' and model.token_types=2.",
+        )
+        require(
+            model.head != "none" or objective.family == "text",
+            f"objective.kind={objective.kind!r} needs a head; set model.head='linear'.",
+        )
+        require(
+            objective.family != "text" or model.has_dropout,
+            "objective.kind='contrastive' tells a text from others by two passes with different "
+            "dropout; set model.residual_dropout=0.1.",
+        )
+        require(
+            objective.family == "next" or not self.data.separate_documents,
+            f"objective.kind={objective.kind!r} reads the stream of all documents; set "
+            "data.separate_documents=False.",
+        )
+        require(
+            objective.family == "next" or self.data.order == "shuffled",
+            f"objective.kind={objective.kind!r} needs data.order='shuffled'.",
         )
 
 
 # Keys that may be None in a preset: `resolve` derives them from others.
 DERIVED = (
     *("model.vocab_size", "model.num_kv_heads", "model.head_width", "model.d_ff"),
+    "model.num_encoder_layers",
     *("model.max_positions", "model.rope_width", "model.value_width", "model.expert_d_ff"),
     *("model.attention_scale", "model.rope_attention_factor", "optim.decay_steps"),
 )
@@ -252,7 +399,8 @@ def resolve(keys, tokenizer_size=None):
     derive(model, "num_kv_heads", lambda: model["num_heads"])
     derive(model, "head_width", lambda: _head_width(model))
     derive(model, "d_ff", lambda: 4 * model["d_model"])
-    derive(model, "max_positions", lambda: data["sequence_length"])
+    derive(model, "max_positions", lambda: _max_positions(model, data))
+    derive(model, "num_encoder_layers", lambda: _num_encoder_layers(model))
     derive(model, "rope_width", lambda: model["head_width"])
     derive(model, "value_width", lambda: model["head_width"])
     derive(model, "expert_d_ff", lambda: model["d_ff"])
@@ -266,6 +414,14 @@ def resolve(keys, tokenizer_size=None):
         f"{tokenizer_size}; make it {tokenizer_size} or more, or data.tokenizer_size smaller.",
     )
     return config
+
+
+def _max_positions(model, data):
+    return model["position_offset"] + max(data["sequence_length"], data["target_length"])
+
+
+def _num_encoder_layers(model):
+    return model["num_layers"] if model["stack"] == "encoder_decoder" else 0
 
 
 def _attention_factor(model):

@@ -30,6 +30,8 @@ PARAMETER_DIMS = {
     "experts": None,  # E
     "vocab": "tensor",  # V
     "positions": None,
+    "buckets": None,  # R, of distances
+    "classes": None,
     "norm": None,  # scales and biases: too small to divide
 }
 
@@ -45,12 +47,15 @@ ACTIVATIONS = {
     "head_vectors": P("tensor"),  # N, what each head has
     "head_matrices": P(None, "tensor", None),  # DNH: weights of heads, gathered over fsdp
     "scores": P(BATCH, "tensor", None, None),  # BNTS
+    "row_scores": P(None, "tensor", None, None),  # 1NTS, of all rows alike
+    "bucket_heads": P(None, "tensor"),  # RN, of distances
     "hidden": P(BATCH, None, "tensor"),  # BTF
     "summands": P("tensor", BATCH, None, None),  # SBTD: what each tensor device adds to the sum
     "logits": P(BATCH, None, "tensor"),  # BTV
     "expert_inputs": P(None, None, "tensor"),  # EDF: weights of experts, gathered over fsdp
     "expert_outputs": P(None, "tensor", None),  # EFD
     "expert_biases": P(None, "tensor"),  # EF
+    "texts": P(None, None),  # CD: the vectors of all texts
     "microbatches": P(None, BATCH, None),  # a batch as the train step takes it: (A, B/A, T)
 }
 

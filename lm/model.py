@@ -23,7 +23,8 @@ from lm.nn.transformer import Transformer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A Transformer with its parameters: `model(tokens)` gives logits.
+    """A Transformer with its parameters: `model(tokens)` gives logits, and of an encoder-decoder
+    `model(source, target)`.
 
     module: a Transformer of descriptions; params: the nested dict of arrays that `bind` gives it;
     tokenizer: an lm.data.tokenizer.Tokenizer, or None; mesh: where params are, None on one device.
@@ -35,36 +36,91 @@ class LanguageModel:
     tokenizer: Any = None
     mesh: Mesh | None = None
 
-    def __call__(self, tokens, *, positions=None, segments=None, padding_mask=None):
+    def __call__(self, tokens, target=None, **rows):
         """Logits (B, T, V), float32 or wider, whole on every device.
 
-        tokens: integers (B, T) in the vocabulary, an array or lists. segments: integers (B, T), of
-        documents packed in a row; a token sees those of its own; 0 is padding. padding_mask, if
-        there are no segments: booleans (B, T), true where a token is real, on either side of the
-        padding. positions: integers (B, T), from 0 in each segment; without them each row counts
-        from 0, padding too.
-        Raises UserError for tokens or positions that the model does not have.
+        tokens: integers (B, T) in the vocabulary, an array or lists. target: of an encoder-decoder,
+        what its decoder reads, integers (B, T), config.start_token first: position i predicts what
+        follows target[i].
+        rows, each (B, T), of tokens: segments: integers, of documents packed in a row; a token sees
+        those of its own; 0 is padding. padding_mask, if there are no segments: booleans, true where
+        a token is real, on either side of the padding. positions: integers, from 0 in each segment;
+        without them each row counts from 0, padding too, but where config.position_pad_aware.
+        Where the model has them: token_types; global_mask, booleans, of tokens that see, and are
+        seen by, all; prefix, booleans, of those that a decoder reads in both directions. And
+        target_segments, target_padding_mask and target_positions, of target.
+        Raises UserError for tokens, positions or rows that the model does not have.
         """
-        if padding_mask is not None:
-            require(segments is None, "padding_mask and segments: give one; segments 0 is padding.")
-            segments = self._checked("padding_mask", padding_mask, 2)
-        tokens = self._checked("tokens", tokens, self.config.vocab_size)
-        rows = self.config.max_positions if self.config.position == "learned" else math.inf
+        return self._run("logits", tokens, target, rows)
+
+    def hidden_states(self, tokens, target=None, **rows):
+        """The states after the last layer and norm, (B, T, D); arguments as for logits."""
+        return self._run("hidden_states", tokens, target, rows)
+
+    def pooled(self, tokens, **rows):
+        """The pooler's output, (B, D), of a model with one."""
+        return self._run("pooled", tokens, None, rows)
+
+    def next_sentence(self, tokens, **rows):
+        """Logits (B, 2), of which the first is that the second text follows the first (BERT)."""
+        return self._run("next_sentence", tokens, None, rows)
+
+    def _run(self, wanted, tokens, target, rows):
+        config = self.config
+        needed = {"pooled": "pooler", "next_sentence": "next_sentence"}.get(wanted)
         require(
-            positions is not None or tokens.shape[1] <= rows,
-            f"{tokens.shape[1]} tokens are more than the model's {rows} positions; give fewer.",
+            needed is None or getattr(config, needed), f"the model has no {needed}; take another."
         )
-        arrays = [tokens]
-        for name, value, size in (("positions", positions, rows), ("segments", segments, math.inf)):
-            value = None if value is None else self._checked(name, value, size)
-            require(
-                value is None or value.shape == tokens.shape,
-                f"{name} of shape {getattr(value, 'shape', ())} must have the shape of tokens, "
-                f"{tokens.shape}.",
-            )
-            arrays.append(value)
+        both = config.stack == "encoder_decoder"
+        require(
+            both == (target is not None),
+            f"a model of stack {config.stack!r} reads {'source and target' if both else 'tokens'}; "
+            f"give model({'source, target' if both else 'tokens'}).",
+        )
+        target_rows = {name: rows.pop(name) for name in [*rows] if name.startswith("target_")}
+        target_rows = {name.removeprefix("target_"): x for name, x in target_rows.items()}
+        tokens, rows = self._checked_rows("tokens", tokens, rows)
+        if both:
+            target, target_rows = self._checked_rows("target", target, target_rows)
+        else:
+            require(not target_rows, f"target_{next(iter(target_rows), '')} needs a target.")
         with use_mesh(self.mesh):
-            return self._forward(self.params, *self._placed(arrays))
+            placed = self._placed((tokens, rows, target, target_rows))
+            return self._forward(self.params, *placed, wanted=wanted)
+
+    def _checked_rows(self, what, tokens, rows):
+        """(tokens int32 (B, T), {name: int32 (B, T)}), checked."""
+        config = self.config
+        rows = {name: value for name, value in rows.items() if value is not None}
+        sizes = {"positions": config.num_positions, "segments": math.inf, "padding_mask": 2}
+        if what == "tokens" and config.token_types:
+            sizes["token_types"] = config.token_types
+        if what == "tokens" and config.global_attention:
+            sizes["global_mask"] = 2
+        if config.prefix_attention:
+            sizes["prefix"] = 2
+        for name in rows:
+            told = did_you_mean(name, sizes)
+            require(name in sizes, f"the model takes no {name}, only {', '.join(sizes)}.{told}")
+        require(
+            not {"padding_mask", "segments"} <= rows.keys(),
+            "padding_mask and segments: give one; segments 0 is padding.",
+        )
+        tokens = self._checked(what, tokens, config.vocab_size)
+        require(
+            "positions" in rows or tokens.shape[1] <= config.num_positions,
+            f"{tokens.shape[1]} tokens are more than the model's {config.num_positions} positions; "
+            "give fewer.",
+        )
+        checked = {name: self._checked(name, value, sizes[name]) for name, value in rows.items()}
+        for name, value in checked.items():
+            require(
+                value.shape == tokens.shape,
+                f"{name} of shape {value.shape} must have the shape of {what}, {tokens.shape}.",
+            )
+        if "padding_mask" in checked:
+            checked["segments"] = checked.pop("padding_mask")
+        return tokens, checked
 
     def _checked(self, name, values, size):
         """The values as a numpy array int32, (B, T) and in [0, size)."""
@@ -84,11 +140,11 @@ class LanguageModel:
         return values.astype(np.int32)
 
     def _placed(self, arrays):
-        """Arrays (B, T), or None, on the devices."""
+        """A tree of arrays (B, T) on the devices."""
         if self.mesh is None:
-            return [None if x is None else jnp.asarray(x) for x in arrays]
+            return jax.tree.map(jnp.asarray, arrays)
         shards = math.prod(self.mesh.shape[axis] for axis in BATCH)
-        batch = arrays[0].shape[0]
+        batch = jax.tree.leaves(arrays)[0].shape[0]
         require(
             batch % shards == 0,
             f"tokens of {batch} rows do not divide over the {shards} data shards of mesh "
@@ -96,7 +152,7 @@ class LanguageModel:
         )
         # A single row is not divided, not even into one part: positions may be of one row for all.
         place = sharding(self.mesh, "tokens") if batch > 1 else NamedSharding(self.mesh, P())
-        return [None if x is None else jax.device_put(x, place) for x in arrays]
+        return jax.tree.map(lambda x: jax.device_put(x, place), arrays)
 
     def astype(self, dtype):
         """The model with parameters of another dtype, but for what is float32 in every model."""
@@ -107,11 +163,19 @@ class LanguageModel:
 
     @functools.cached_property
     def _forward(self):
-        def forward(params, tokens, positions, segments):
-            return bind(self.module, params)(tokens, positions=positions, segments=segments)
+        def forward(params, tokens, rows, target, target_rows, wanted):
+            model = bind(self.module, params)
+            states_BTD = model.states(tokens, target, target_rows, **rows)
+            if wanted == "hidden_states":
+                return states_BTD
+            if wanted == "logits":
+                return model.logits(states_BTD)
+            pooled_B1D = model.pooler(states_BTD)
+            found = pooled_B1D if wanted == "pooled" else model.next_sentence(pooled_B1D)
+            return found[:, 0]
 
         place = None if self.mesh is None else NamedSharding(self.mesh, P())
-        return jax.jit(forward, out_shardings=place)
+        return jax.jit(forward, out_shardings=place, static_argnames="wanted")
 
 
 def skeleton(config, mesh=None):

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.errors import did_you_mean, require
-from lm.mesh import ACTIVATIONS, current_mesh, local, put
+from lm.mesh import current_mesh, local, put
+from lm.nn.dropout import keep_mask
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
 from lm.nn.params import biased, matrix_init, normal, param, weight, zeros
@@ -43,25 +44,35 @@ def backend(name):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visible:
-    """Which keys a query may see: those of its own segment at its own position or before, and of
-    those only the last `window` (0: all).
+    """Which keys a query may see: those of its own segment, and of those, if causal, the ones at
+    its own position or before.
 
     Positions (B or 1, T) and (B or 1, S); segments the same or None, where all is one segment.
-    Segment 0 is padding.
+    Segment 0 is padding. until_BT: what a query sees up to, instead of its own position. window (0:
+    all): only the last so many of them; if not causal, those within half of it on either side, and
+    all that global_BS marks.
     """
 
     positions_BT: jax.Array
     positions_BS: jax.Array
     segments_BT: jax.Array | None = None
     segments_BS: jax.Array | None = None
+    until_BT: jax.Array | None = None
+    global_BS: jax.Array | None = None
     window: int = dataclasses.field(default=0, metadata={"static": True})
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def mask(self):
         """Boolean (B or 1, T, S)."""
         query_BT1, key_B1S = self.positions_BT[:, :, None], self.positions_BS[:, None, :]
-        mask = query_BT1 >= key_B1S
-        if self.window:
+        until_BT1 = query_BT1 if self.until_BT is None else self.until_BT[:, :, None]
+        mask = until_BT1 >= key_B1S if self.causal else jnp.ones_like(query_BT1 + key_B1S, bool)
+        if self.window and self.causal:
             mask &= query_BT1 - key_B1S < self.window
+        elif self.window:
+            mask &= abs(query_BT1 - key_B1S) <= self.window // 2
+        if self.global_BS is not None:
+            mask |= self.global_BS[:, None, :]
         if self.segments_BT is not None and self.segments_BS is not None:
             mask &= self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
         return mask
@@ -74,12 +85,18 @@ class Context:
 
     visible: who sees whom. rotation: of this batch's queries and keys, or None. index: the number
     of tokens in the cache, or None without one. layer: its number among the layers of the cache.
+    bias_BNTS: (B or 1, N, T, S), added to scores. memory: of cross-attention what it attends to,
+    "hidden_BSD", or all layers' keys and values of it, "key_LBKSH" and "value_LBKSH". global_BT:
+    which queries have the projections of global tokens.
     """
 
     visible: Visible
     rotation: tuple | None = None
     index: jax.Array | None = None
     layer: jax.Array | None = None
+    bias_BNTS: jax.Array | None = None
+    memory: dict | None = None
+    global_BT: jax.Array | None = None
 
 
 @backend("plain")
@@ -125,7 +142,7 @@ def plain(
 
 
 class Attention(nnx.Module):
-    """Multi-head, grouped-query (arXiv:2305.13245) or multi-query self-attention, by
+    """Multi-head, grouped-query (arXiv:2305.13245) or multi-query attention, by
     config.num_kv_heads.
 
     local: it sees config.window tokens, and its cache is a ring of them.
@@ -146,18 +163,19 @@ class Attention(nnx.Module):
         D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_width
         of_query, of_key = ("heads", "width"), ("kv_heads", "width")
 
-        def projection(heads, dims):
-            init = matrix_init(config, D, heads * H)
+        def projection(heads, dims, query=False):
+            init = matrix_init(config, D, heads * H, query=query)
             return param((D, heads, H), ("model", *dims), init, dtype)
 
-        self.query_DNH = projection(N, of_query)
-        self.key_DKH = projection(K, of_key)
-        self.value_DKH = projection(K, of_key)
+        for start in ("", "global_") if config.global_attention else ("",):
+            setattr(self, f"{start}query_DNH", projection(N, of_query, query=True))
+            setattr(self, f"{start}key_DKH", projection(K, of_key))
+            setattr(self, f"{start}value_DKH", projection(K, of_key))
+            if config.qkv_bias:
+                setattr(self, f"{start}query_bias_NH", param((N, H), of_query, zeros, dtype))
+                setattr(self, f"{start}key_bias_KH", param((K, H), of_key, zeros, dtype))
+                setattr(self, f"{start}value_bias_KH", param((K, H), of_key, zeros, dtype))
         self.output_NHD = output_matrix(config)
-        if config.qkv_bias:
-            self.query_bias_NH = param((N, H), of_query, zeros, dtype)
-            self.key_bias_KH = param((K, H), of_key, zeros, dtype)
-            self.value_bias_KH = param((K, H), of_key, zeros, dtype)
         without_bias = dataclasses.replace(config, norm_bias=False)
         if config.query_key_norm == "head":
             self.query_norm = Norm(without_bias, "H", (H,))
@@ -176,28 +194,45 @@ class Attention(nnx.Module):
 
         context: of those layers, with this one's number; key: for dropout, None: off.
         """
-        q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD)
+        q_BTNH, k_BTKH, v_BTKH = self._queries(x_BTD), *self.keys_values(x_BTD)
         if context.rotation is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, context.rotation), rotate(k_BTKH, context.rotation)
         out_BTNH, cache = self._attend(q_BTNH, k_BTKH, v_BTKH, context, cache, key)
+        if context.global_BT is not None:
+            out_BTNH = self._globally(x_BTD, out_BTNH, context, key)
         return self._output(out_BTNH, self.output_NHD), cache
 
-    def _project(self, x_BTD):
-        config, dtype = self.config, x_BTD.dtype
-        copies = kv_copies(config)
-        kv_name = "heads" if copies == 1 else "copied_heads"
-        q_BTNH = matmul(x_BTD, weight(self.query_DNH, dtype), "heads")
-        k_BTKH = matmul(x_BTD, weight(self.key_DKH, dtype), kv_name)
-        v_BTKH = matmul(x_BTD, weight(self.value_DKH, dtype), kv_name)
-        if config.qkv_bias:
-            q_BTNH = biased(q_BTNH, self.query_bias_NH)
-            k_BTKH = biased(k_BTKH, self.key_bias_KH)
-            v_BTKH = biased(v_BTKH, self.value_bias_KH)
-        if config.query_key_norm != "none":
-            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+    def _globally(self, x_BTD, out_BTNH, context, key):
+        """out_BTNH, where tokens that are global have what they see of all others by projections of
+        their own (arXiv:2004.05150, section 3.1).
+        """
+        everything = dataclasses.replace(context.visible, window=0, global_BS=None)
+        context = dataclasses.replace(context, visible=everything)
+        projected = self._queries(x_BTD, "global_"), *self.keys_values(x_BTD, "global_")
+        global_BTNH, _ = self._attend(*projected, context, None, key)
+        return jnp.where(context.global_BT[:, :, None, None], global_BTNH, out_BTNH)
+
+    def _projected(self, x_BTD, name, dims, place):
+        """The product with a matrix, plus its bias; dims: its letters and those of the bias."""
+        y = matmul(x_BTD, weight(getattr(self, f"{name}_D{dims}"), x_BTD.dtype), place)
+        return biased(y, getattr(self, f"{name}_bias_{dims}")) if self.config.qkv_bias else y
+
+    def _queries(self, x_BTD, start=""):
+        """(B, T, N, H), not yet rotated."""
+        q_BTNH = self._projected(x_BTD, f"{start}query", "NH", "heads")
+        return self.query_norm(q_BTNH) if self.config.query_key_norm != "none" else q_BTNH
+
+    def keys_values(self, x_BTD, start=""):
+        """Keys, not yet rotated, and values, (B, T, K, H), heads as often as devices need them."""
+        copies = kv_copies(self.config)
+        place = "heads" if copies == 1 else "copied_heads"
+        k_BTKH = self._projected(x_BTD, f"{start}key", "KH", place)
+        v_BTKH = self._projected(x_BTD, f"{start}value", "KH", place)
+        if self.config.query_key_norm != "none":
+            k_BTKH = self.key_norm(k_BTKH)
         if copies > 1:
             k_BTKH, v_BTKH = (put(jnp.repeat(x, copies, 2), "heads") for x in (k_BTKH, v_BTKH))
-        return q_BTNH, k_BTKH, v_BTKH
+        return k_BTKH, v_BTKH
 
     def _attend(self, q_BTNH, k_BTKH, v_BTKH, context, cache, key=None, kv_name="heads"):
         """(B, T, N, width of values) and the cache, by the backend on each device's rows and heads.
@@ -214,12 +249,14 @@ class Attention(nnx.Module):
             position = biased(q_BTNH, self.position_bias_NH), kernel_DNH
             q_BTNH = biased(q_BTNH, self.content_bias_NH)
 
-        def attend(q, k, v, keep, position_q, kernel, of_head, visible, cache, place):
+        def attend(q, k, v, keep, position_q, kernel, of_head, visible, bias, cache, place):
             given = {} if not config.attention_cap else {"cap": config.attention_cap}
             if config.attention_sinks:
                 given["sinks_N"] = of_head["sinks_N"]
             if config.position == "alibi":
                 given["bias_BNTS"] = alibi_bias(of_head["slopes_N"], visible)
+            elif bias is not None:
+                given["bias_BNTS"] = bias
             elif config.position == "relative":
                 given["bias_BNTS"] = scale * relative_bias(position_q, kernel, visible)
             if cache is not None:
@@ -230,11 +267,12 @@ class Attention(nnx.Module):
         stack_name = "layer_heads" if kv_name == "heads" else "layer_copied_heads"
         rows = "tokens" if visible.positions_BT.shape[0] > 1 else None
         names = ("heads", kv_name, kv_name, "scores", "heads", "head_matrices", "head_vectors")
-        run = local(attend, (*names, rows, stack_name, None), ("heads", stack_name))
+        names = (*names, rows, bias_place(context.bias_BNTS), stack_name, None)
+        run = local(attend, names, ("heads", stack_name))
         place = context.layer, context.index
         out_BTNH, stacks = run(
             *(q_BTNH, k_BTKH, v_BTKH, keep_BNTS, *position, self._of_head()),
-            *(visible, stacks, place),
+            *(visible, context.bias_BNTS, stacks, place),
         )
         return out_BTNH, None if cache is None else {**cache, **stacks}
 
@@ -259,6 +297,30 @@ class Attention(nnx.Module):
         return biased(y_BTD, self.output_bias_D) if self.config.attention_output_bias else y_BTD
 
 
+class CrossAttention(Attention):
+    """Attention to an encoder's output (arXiv:1706.03762, section 3.2.3), without positions."""
+
+    def __call__(self, x_BTD, context, cache=None, key=None):
+        """As Attention's. The cache stays as it is: keys and values are in context.memory."""
+        memory = context.memory
+        if "hidden_BSD" in memory:
+            k_BSKH, v_BSKH = self.keys_values(memory["hidden_BSD"])
+        else:
+            k_BSKH, v_BSKH = (
+                jax.lax.dynamic_index_in_dim(memory[name], context.layer, 0, False).swapaxes(1, 2)
+                for name in ("key_LBKSH", "value_LBKSH")
+            )
+        out_BTNH, _ = self._attend(self._queries(x_BTD), k_BSKH, v_BSKH, context, None, key)
+        return self._output(out_BTNH, self.output_NHD), cache
+
+
+def bias_place(bias_BNTS):
+    """Where what is added to scores lies: a key of mesh.ACTIVATIONS, or None."""
+    if bias_BNTS is None:
+        return None
+    return "row_scores" if bias_BNTS.shape[0] == 1 else "scores"
+
+
 def output_matrix(config):
     """The description of the matrix (N, width of values, D) that writes to the residual stream."""
     N, W, D = config.num_heads, config.value_width, config.d_model
@@ -276,7 +338,7 @@ def check_backend(config):
     needed = {
         "cap": ("attention_cap", config.attention_cap > 0),
         "sinks_N": ("attention_sinks", config.attention_sinks),
-        "bias_BNTS": ("position", config.position in ("alibi", "relative")),
+        "bias_BNTS": ("position", config.position in ("alibi", "relative", "buckets")),
     }
     taken = inspect.signature(BACKENDS[name]).parameters
     for argument, (key, is_needed) in needed.items():
@@ -337,13 +399,3 @@ def kv_copies(config):
     mesh = current_mesh()
     tensor = 1 if mesh is None else mesh.shape["tensor"]
     return 1 if config.num_kv_heads % tensor == 0 else tensor // config.num_kv_heads
-
-
-def keep_mask(key, shape, rate, name):
-    """Dropout's multiplier: 0 with probability `rate`, else 1 / (1 - rate); equal on every mesh.
-
-    float32, in whatever precision its factor is: in bfloat16 1 / 0.9 would be 1.109.
-    """
-    place = None if current_mesh() is None else ACTIVATIONS[name]
-    bits = jax.random.bits(key, shape, jnp.uint32, out_sharding=place)
-    return (bits >= jnp.uint32(rate * 2**32)).astype(float) / (1 - rate)

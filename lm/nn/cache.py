@@ -30,6 +30,7 @@ def empty_cache(config, batch, length):
 
     {"index": the number of tokens read, kind: {"positions_BS", "segments_BS", and stacked over the
     layers of the kind "key_LBKSH" and "value_LBKSH", or "latent_LBKSH"}}. Segment 0 is empty.
+    For an encoder-decoder `Transformer.remember` gives cache["cross"], which stays as it is.
     """
     cache = {"index": jnp.zeros((), jnp.int32)}
     kinds = [kind(layer) for layer in config.layers()]
@@ -49,29 +50,54 @@ def empty_cache(config, batch, length):
     return cache
 
 
-def begin(config, positions_BT, segments_BT, cache, dtype):
-    """({kind: Context}, cache) for a call of the layers with these tokens.
+def begin(config, rows, cache, dtype, memory=None):
+    """({kind: Context}, cache) for a call of the layers with tokens that have these rows.
 
-    In the cache, if it is not None, are then the tokens' positions and segments, and its index
-    counts them; the contexts have the index before. dtype: of the rotation, or float32 if wider.
+    rows: "positions_BT" and perhaps "segments_BT", "until_BT" and "global_BT", of Visible. In the
+    cache, if it is not None, are then the tokens' positions and segments, and its index counts
+    them; the contexts have the index before. dtype: of the rotation, or float32 if wider. memory:
+    what an encoder gave, or cache["cross"], for the context "cross".
     """
     contexts, index = {}, None if cache is None else cache["index"]
+    positions_BT, segments_BT = rows["positions_BT"], rows.get("segments_BT")
+    is_global = rows.get("global_BT")
     if cache is not None:
+        memory = cache.get("cross", memory)
         cache = {**cache, "index": index + positions_BT.shape[1]}
     for name in dict.fromkeys(kind(layer) for layer in config.layers()):
         is_local = name == "local"
         keys = {"positions_BS": positions_BT, "segments_BS": segments_BT}
         if cache is not None:
-            keys, rows = _written_rows(cache[name], keys, index, is_local)
-            cache[name] = {**cache[name], **rows}
+            keys, written_rows = _written_rows(cache[name], keys, index, is_local)
+            cache[name] = {**cache[name], **written_rows}
         visible = Visible(
-            positions_BT, segments_BT=segments_BT, window=config.window if is_local else 0, **keys
+            positions_BT,
+            segments_BT=segments_BT,
+            until_BT=rows.get("until_BT"),
+            global_BS=is_global if is_local else None,
+            window=config.window if is_local else 0,
+            causal=config.causal,
+            **keys,
         )
         turned = None
         if config.position == "rope":
             turned = rotation(positions_BT, config, dtype, is_local)
-        contexts[name] = Context(visible, turned, index)
+        contexts[name] = Context(visible, turned, index, global_BT=is_global)
+    if memory is not None:
+        contexts["cross"] = _cross(positions_BT, segments_BT, memory)
     return contexts, cache
+
+
+def _cross(positions_BT, segments_BT, memory):
+    """The Context of attention to an encoder's output: of the same segment, 1 if there are none."""
+    memory = dict(memory)
+    keys = {name: memory.pop(name) for name in ("positions_BS", "segments_BS")}
+    shape = keys["positions_BS"].shape[0], positions_BT.shape[1]
+    if segments_BT is None:
+        segments_BT = put(jnp.ones(shape, jnp.int32), "tokens")
+    positions_BT = put(jnp.broadcast_to(positions_BT, shape), "tokens")
+    visible = Visible(positions_BT, segments_BT=segments_BT, causal=False, **keys)
+    return Context(visible, memory=memory)
 
 
 def _written_rows(cache, new, index, ring):

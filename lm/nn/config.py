@@ -5,7 +5,19 @@ import math
 
 from lm.errors import require, require_in
 
-POSITIONS = ("learned", "sinusoid", "rope", "relative", "alibi", "none")
+STACKS = ("decoder", "encoder", "encoder_decoder")
+POSITIONS = (
+    "learned",
+    "sinusoid",
+    "sinusoid_halves",
+    "rope",
+    "relative",
+    "buckets",
+    "alibi",
+    "none",
+)
+HEADS = ("linear", "transform", "none")
+HEAD_BIASES = ("none", "learned", "fixed")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 NORMS = ("layer_norm", "rms_norm")
 PLACEMENTS = ("pre", "post", "sandwich", "output")
@@ -14,7 +26,11 @@ QUERY_KEY_NORMS = ("none", "head", "full")
 LAYER_ATTENTIONS = ("full", "local")
 ROUTER_SCORES = ("softmax", "sigmoid")
 ROUTER_GROUP_SCORES = ("max", "top2")
-INITIALIZERS = ("normal", "truncated_normal", "fan_in", "glorot")
+INITIALIZERS = ("normal", "truncated_normal", "fan_in", "glorot", "t5")
+DROPOUTS = (
+    *("embedding_dropout", "attention_dropout", "residual_dropout", "activation_dropout"),
+    "final_dropout",
+)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMATS = ("none", "dots", "full")
 
@@ -23,15 +39,22 @@ REMATS = ("none", "dots", "full")
 class TransformerConfig:
     """Every switch of the model; configs/base.py says what they mean and holds the defaults."""
 
+    stack: str
     vocab_size: int
     d_model: int
     num_layers: int
+    num_encoder_layers: int
     num_heads: int
     num_kv_heads: int
     head_width: int
     d_ff: int
     position: str
     max_positions: int
+    position_offset: int
+    position_pad_aware: bool
+    position_buckets: int
+    position_max_distance: int
+    token_types: int
     rope_theta: float
     rope_theta_local: float
     rope_scaling: str
@@ -49,6 +72,7 @@ class TransformerConfig:
     norm_bias: bool
     norm_offset: bool
     norm_placement: str
+    skip_first_norm: bool
     final_norm: bool
     embedding_norm: bool
     parallel_block: bool
@@ -58,6 +82,12 @@ class TransformerConfig:
     attention_output_bias: bool
     feedforward_bias: bool
     tied_embedding: bool
+    head: str
+    head_bias: str
+    pooler: bool
+    next_sentence: bool
+    detector: bool
+    start_token: int
     embedding_scale: float
     logit_scale: float
     logit_cap: float
@@ -86,12 +116,16 @@ class TransformerConfig:
     embedding_dropout: float
     attention_dropout: float
     residual_dropout: float
+    activation_dropout: float
+    final_dropout: float
     attention_scale: float
     attention_cap: float
     attention_sinks: bool
     query_key_norm: str
     attention_pattern: str
     window: int
+    global_attention: bool
+    prefix_attention: bool
     kv_latent: int
     query_latent: int
     rope_width: int
@@ -106,7 +140,9 @@ class TransformerConfig:
         sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_width")
         widths = ("d_ff", "max_positions", "rope_width", "value_width", "expert_d_ff")
         at_least(self, 1, *sizes, *widths, "experts_every", "router_groups", "router_groups_kept")
+        at_least(self, 1, "position_buckets", "position_max_distance")
         at_least(self, 0, "window", "kv_latent", "query_latent", "num_experts", "dense_layers")
+        at_least(self, 0, "num_encoder_layers", "position_offset", "token_types", "start_token")
         at_least(self, 0, "shared_expert_d_ff", "expert_capacity", "expert_capacity_factor")
         at_least(self, 0, "rope_theta_local", "rope_original_positions", "rope_mscale")
         at_least(self, 0, "attention_cap", "logit_cap", "router_jitter", "mtp_depth")
@@ -118,7 +154,10 @@ class TransformerConfig:
             value = getattr(self, key)
             require(value > 0, f"model.{key}={value} is not possible; it must be more than 0.")
         for key, options in (
+            ("stack", STACKS),
             ("position", POSITIONS),
+            ("head", HEADS),
+            ("head_bias", HEAD_BIASES),
             ("rope_scaling", ROPE_SCALINGS),
             ("norm", NORMS),
             ("norm_placement", PLACEMENTS),
@@ -132,9 +171,10 @@ class TransformerConfig:
             ("remat", REMATS),
         ):
             require_in(f"model.{key}", getattr(self, key), options)
-        for key in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+        for key in DROPOUTS:
             value = getattr(self, key)
             require(0 <= value < 1, f"model.{key}={value} must be a probability in [0, 1).")
+        self._check_stack()
         self._check_attention()
         self._check_positions()
         self._check_experts()
@@ -147,6 +187,51 @@ class TransformerConfig:
             "model.activation='clamped_silu' clamps a gate; set model.gated=True.",
         )
         require(self.mtp_depth <= 1, f"model.mtp_depth={self.mtp_depth} must be 0 or 1.")
+
+    def _check_stack(self):
+        both, encodes = self.stack == "encoder_decoder", self.stack != "decoder"
+        require(
+            both == (self.num_encoder_layers > 0),
+            f"model.num_encoder_layers={self.num_encoder_layers} does not go with model.stack="
+            f"{self.stack!r}; it must be 1 or more with 'encoder_decoder', and 0 with others.",
+        )
+        require(
+            not both
+            or not (
+                self.kv_latent
+                or self.parallel_block
+                or self.mtp_depth
+                or self.router_selection_bias
+            ),
+            "model.kv_latent, parallel_block, mtp_depth and router_selection_bias are for a single "
+            "stack, not for model.stack='encoder_decoder'; leave them out.",
+        )
+        require(
+            not encodes or self.position not in ("relative", "alibi"),
+            f"model.position={self.position!r} looks back only; an encoder needs another.",
+        )
+        encoder_only = ("pooler", "next_sentence", "detector", "global_attention")
+        for key in (*encoder_only, "token_types", "skip_first_norm"):
+            require(
+                not getattr(self, key) or self.stack == "encoder",
+                f"model.{key} needs model.stack='encoder', not {self.stack!r}.",
+            )
+        require(
+            not self.prefix_attention
+            or (self.stack == "decoder" and self.position not in ("relative", "alibi")),
+            "model.prefix_attention is for model.stack='decoder' and a position that looks ahead "
+            "too, not relative or alibi.",
+        )
+        require(self.pooler or not self.next_sentence, "model.next_sentence needs model.pooler.")
+        require(
+            self.head != "none" or self.stack == "encoder",
+            f"model.head='none' is for encoders; a {self.stack} needs a head.",
+        )
+        require(
+            self.head != "none" or (self.tied_embedding and self.head_bias == "none"),
+            "model.head='none' has no matrix and no bias of its own: set model.tied_embedding=True "
+            "and model.head_bias='none'.",
+        )
 
     def _check_attention(self):
         heads, kv_heads = self.num_heads, self.num_kv_heads
@@ -185,8 +270,26 @@ class TransformerConfig:
 
     def _check_positions(self):
         require(
-            self.position != "sinusoid" or self.d_model % 2 == 0,
-            f"model.d_model={self.d_model} is odd, but position='sinusoid' fills pairs of it.",
+            not self.position.startswith("sinusoid") or self.d_model % 2 == 0,
+            f"model.d_model={self.d_model} is odd, but position={self.position!r} fills pairs of "
+            "it.",
+        )
+        require(
+            self.position == "learned" or not (self.position_offset or self.position_pad_aware),
+            "model.position_offset and position_pad_aware are of a learned table; set "
+            "model.position='learned', or leave them out.",
+        )
+        require(
+            self.position_offset < self.max_positions,
+            f"model.position_offset={self.position_offset} leaves none of model.max_positions="
+            f"{self.max_positions} rows.",
+        )
+        require(
+            self.position_buckets >= 4
+            and self.position_buckets % 2 == 0
+            and self.position_max_distance > self.position_buckets,
+            f"model.position_buckets={self.position_buckets} must be even, 4 or more, and less than"
+            f" model.position_max_distance={self.position_max_distance}.",
         )
         require(
             self.position != "rope" or self.rope_width % 2 == 0,
@@ -260,11 +363,34 @@ class TransformerConfig:
             f"none of {self.num_layers} layers to the experts.",
         )
 
+    @property
+    def has_dropout(self):
+        return any(getattr(self, key) for key in DROPOUTS)
+
+    @property
+    def causal(self):
+        """Whether a token sees none after it."""
+        return self.stack != "encoder"
+
+    @property
+    def num_positions(self):
+        """The longest text: what the table of positions has rows for; without a table no limit."""
+        rows = self.max_positions - self.position_offset
+        return rows if self.position == "learned" else math.inf
+
+    def encoder(self):
+        """The TransformerConfig of the encoder of an encoder-decoder."""
+        return dataclasses.replace(
+            self, stack="encoder", num_layers=self.num_encoder_layers, num_encoder_layers=0
+        )
+
     def layers(self):
         """A Layer for each layer: what differs between them."""
         pattern = self.attention_pattern.split(",")
         return tuple(
             Layer(
+                first_norm=number > 0 or not self.skip_first_norm,
+                cross=self.stack == "encoder_decoder",
                 local=pattern[number % len(pattern)] == "local",
                 experts=self.num_experts > 0
                 and number >= self.dense_layers
@@ -279,21 +405,26 @@ class TransformerConfig:
         """
         every = self.experts_every if self.num_experts else 1
         period = math.lcm(len(self.attention_pattern.split(",")), every)
-        cycles = (self.num_layers - self.dense_layers) // period
+        first = max(self.dense_layers, int(self.skip_first_norm))
+        cycles = (self.num_layers - first) // period
         if not self.scan_layers or cycles < 2:
             return (Stretch(0, 1, self.num_layers),)
-        last = self.dense_layers + cycles * period
-        before, after = Stretch(0, 1, self.dense_layers), Stretch(last, 1, self.num_layers - last)
-        stretches = before, Stretch(self.dense_layers, cycles, period), after
+        last = first + cycles * period
+        before, after = Stretch(0, 1, first), Stretch(last, 1, self.num_layers - last)
+        stretches = before, Stretch(first, cycles, period), after
         return tuple(stretch for stretch in stretches if stretch.period)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What a layer is: its attention sees a window; it has experts instead of a feed-forward."""
+    """What a layer is: its attention sees a window; it has experts instead of a feed-forward; a
+    norm before its attention, where the others have one; attention to an encoder's output.
+    """
 
     local: bool
     experts: bool
+    first_norm: bool = True
+    cross: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

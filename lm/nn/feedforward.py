@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm.nn.dropout import dropout
 from lm.nn.matmul import matmul
 from lm.nn.params import biased, matrix_init, param, weight, zeros
 
@@ -52,10 +53,12 @@ class FeedForward(nnx.Module):
                 setattr(self, f"{name}_bias_F", param((F,), ("hidden",), zeros, dtype))
             self.down_bias_D = param((D,), ("norm",), zeros, dtype)
 
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, key=None):
+        """(B, T, D). key: for dropout, None: off."""
         hidden_BTF = activate(
             self.config, **{name: self._branch(name, x_BTD) for name in branches(self.config)}
         )
+        hidden_BTF = dropout(hidden_BTF, key, self.config.activation_dropout, "hidden")
         y_BTD = matmul(hidden_BTF, weight(self.down_FD, x_BTD.dtype), "residual")
         if self.config.feedforward_bias:
             y_BTD = biased(y_BTD, self.down_bias_D)

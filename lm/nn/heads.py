@@ -1,11 +1,13 @@
-"""From tokens to vectors and back: the embedding and the language-model head."""
+"""From tokens to vectors and back: the embedding, the language-model head, and other heads."""
 
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.mesh import ACTIVATIONS, current_mesh
+from lm.nn.feedforward import ACTIVATIONS as NONLINEARITIES
 from lm.nn.matmul import matmul
-from lm.nn.params import matrix_init, param, weight
+from lm.nn.norms import Norm
+from lm.nn.params import biased, matrix_init, normal, param, weight, zeros
 
 
 class Embedding(nnx.Module):
@@ -14,9 +16,8 @@ class Embedding(nnx.Module):
     def __init__(self, config):
         self.config = config
         V, D = config.vocab_size, config.d_model
-        self.table_VD = param(
-            (V, D), ("vocab", "model"), matrix_init(config, D, V), config.param_dtype
-        )
+        init = normal(1.0) if config.initializer == "t5" else matrix_init(config, D, V)
+        self.table_VD = param((V, D), ("vocab", "model"), init, config.param_dtype)
 
     def __call__(self, tokens_BT):
         """(B, T, D) in the compute dtype."""
@@ -29,23 +30,106 @@ class Embedding(nnx.Module):
             x_BTD = table_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS["residual"])
         return x_BTD.astype(self.config.compute_dtype)
 
-    def logits(self, hidden_BTD):
-        return _logits(hidden_BTD, weight(self.table_VD, hidden_BTD.dtype).T)
+
+class TokenTypes(nnx.Module):
+    """A table with a row for each type of token (BERT's two sentences)."""
+
+    def __init__(self, config):
+        self.config = config
+        Y, D = config.token_types, config.d_model
+        init = matrix_init(config, D, Y)
+        self.table_YD = param((Y, D), ("classes", "model"), init, config.param_dtype)
+
+    def __call__(self, types_BT):
+        """(B or 1, T, D) in the parameters' precision."""
+        table_YD = weight(self.table_YD, self.config.param_dtype)
+        if current_mesh() is None or types_BT.shape[0] == 1:
+            return table_YD[types_BT]
+        return table_YD.at[types_BT].get(out_sharding=ACTIVATIONS["residual"])
 
 
 class Head(nnx.Module):
-    """A matrix of its own from hidden states to logits."""
+    """From hidden states to logits: with a transform before it, a matrix of its own unless the
+    embedding's is taken, and a bias, as far as the config has them.
+    """
 
     def __init__(self, config):
-        D, V = config.d_model, config.vocab_size
-        self.kernel_DV = param(
-            (D, V), ("model", "vocab"), matrix_init(config, D, V), config.param_dtype
-        )
+        self.config = config
+        D, V, dtype = config.d_model, config.vocab_size, config.param_dtype
+        if config.head == "transform":
+            make_dense(self, config)
+            self.norm = Norm(config)
+        if not config.tied_embedding:
+            init = matrix_init(config, D, V)
+            self.kernel_DV = param((D, V), ("model", "vocab"), init, dtype)
+        if config.head_bias != "none":
+            fixed = config.head_bias == "fixed"
+            self.bias_V = param((V,), ("vocab",), zeros, dtype, buffer=fixed)
+
+    def __call__(self, hidden_BTD, table_VD):
+        """(B, T, V), float32 or wider. table_VD: the embedding's."""
+        if self.config.head == "transform":
+            hidden_BTD = self.norm(dense(self, self.config, hidden_BTD))
+        dtype = hidden_BTD.dtype
+        tied = self.config.tied_embedding
+        kernel_DV = weight(table_VD, dtype).T if tied else weight(self.kernel_DV, dtype)
+        logits_BTV = matmul(hidden_BTD, kernel_DV, "logits")
+        logits_BTV = logits_BTV.astype(jnp.promote_types(dtype, jnp.float32))
+        if self.config.head_bias != "none":
+            logits_BTV = logits_BTV + self.bias_V[...].astype(logits_BTV.dtype)
+        return logits_BTV
+
+
+class Pooler(nnx.Module):
+    """tanh of a dense layer on the first token's state (BERT): (B, 1, D)."""
+
+    def __init__(self, config):
+        self.config = config
+        make_dense(self, config, "kernel", "bias", biased=True)
 
     def __call__(self, hidden_BTD):
-        return _logits(hidden_BTD, weight(self.kernel_DV, hidden_BTD.dtype))
+        return dense(self, self.config, hidden_BTD[:, :1], "kernel", "bias", jnp.tanh)
 
 
-def _logits(hidden_BTD, kernel_DV):
-    logits_BTV = matmul(hidden_BTD, kernel_DV, "logits")
-    return logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
+class Classifier(nnx.Module):
+    """A matrix and a bias from states to the logits of `classes`."""
+
+    def __init__(self, config, classes):
+        D, dtype = config.d_model, config.param_dtype
+        init = matrix_init(config, D, classes)
+        self.kernel_DC = param((D, classes), ("model", "classes"), init, dtype)
+        self.bias_C = param((classes,), ("classes",), zeros, dtype)
+
+    def __call__(self, x_BTD):
+        """(B, T, C), float32 or wider."""
+        y_BTC = matmul(x_BTD, weight(self.kernel_DC, x_BTD.dtype), "residual")
+        return y_BTC.astype(jnp.promote_types(y_BTC.dtype, jnp.float32)) + self.bias_C[...]
+
+
+class Detector(nnx.Module):
+    """Whether each token was replaced: a dense layer and a logit (arXiv:2003.10555, section 2)."""
+
+    def __init__(self, config):
+        self.config = config
+        make_dense(self, config, biased=True)
+        self.classifier = Classifier(config, 1)
+
+    def __call__(self, hidden_BTD):
+        """(B, T, 1), float32 or wider."""
+        return self.classifier(dense(self, self.config, hidden_BTD))
+
+
+def make_dense(module, config, name="transform", bias="transform_bias", biased=None):
+    """Give a module a square matrix and, if `biased` or if the feed-forward has them, a bias."""
+    D, init = config.d_model, matrix_init(config, config.d_model, config.d_model)
+    setattr(module, f"{name}_DM", param((D, D), ("model", "width"), init, config.param_dtype))
+    if config.feedforward_bias if biased is None else biased:
+        setattr(module, f"{bias}_M", param((D,), ("norm",), zeros, config.param_dtype))
+
+
+def dense(module, config, x_BTD, name="transform", bias="transform_bias", activation=None):
+    """What `make_dense` made, with the config's activation if no other is given."""
+    y_BTD = matmul(x_BTD, weight(getattr(module, f"{name}_DM"), x_BTD.dtype), "residual")
+    if hasattr(module, f"{bias}_M"):
+        y_BTD = biased(y_BTD, getattr(module, f"{bias}_M"))
+    return (activation or NONLINEARITIES[config.activation])(y_BTD)

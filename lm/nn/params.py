@@ -217,14 +217,18 @@ def threefry(key, high, low):
     return high, low
 
 
-def matrix_init(config, fan_in, fan_out, residual=False):
+def matrix_init(config, fan_in, fan_out, residual=False, query=False):
     """The initialiser of a matrix by `config.initializer`.
 
     residual: it writes to the residual stream; with `scaled_residual_init` its scale is divided by
-    sqrt(2 * num_layers) (GPT-2 report, section 2.3).
+    sqrt(2 * num_layers) (GPT-2 report, section 2.3). query: it makes queries; "t5" gives them the
+    scale that T5's scores lack, as the code of arXiv:1910.10683 has it.
     """
+    kind = config.initializer
     scale = (2 * config.num_layers) ** -0.5 if residual and config.scaled_residual_init else 1.0
-    if config.initializer == "glorot":
+    if kind == "glorot":
         return uniform(scale * (6 / (fan_in + fan_out)) ** 0.5)
-    std = scale * (fan_in**-0.5 if config.initializer == "fan_in" else config.initializer_std)
-    return normal(std, truncate=2 if config.initializer == "truncated_normal" else None)
+    if query and kind == "t5":
+        scale *= config.head_width**-0.5
+    std = scale * (fan_in**-0.5 if kind in ("fan_in", "t5") else config.initializer_std)
+    return normal(std, truncate=2 if kind == "truncated_normal" else None)

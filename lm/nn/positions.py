@@ -2,18 +2,19 @@
 added to scores.
 """
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.mesh import ACTIVATIONS, current_mesh
+from lm.mesh import ACTIVATIONS, current_mesh, local
 from lm.nn.params import matrix_init, param, weight
 
 
 class LearnedPositions(nnx.Module):
-    """A table with a row for each position (GPT-1, BERT)."""
+    """A table with a row for each position (GPT-1, BERT), the first after position_offset rows."""
 
     def __init__(self, config):
         self.config = config
@@ -24,21 +25,79 @@ class LearnedPositions(nnx.Module):
     def __call__(self, positions_BT):
         """(B or 1, T, D) in the parameters' precision, in which gradients are summed."""
         table_PD = weight(self.table_PD, self.config.param_dtype)
+        positions_BT = positions_BT + self.config.position_offset
         if current_mesh() is None or positions_BT.shape[0] == 1:  # one row serves the whole batch
             return table_PD[positions_BT]
         return table_PD.at[positions_BT].get(out_sharding=ACTIVATIONS["residual"])
 
 
-def sinusoid(positions_BT, d_model):
-    """(B, T, D): sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi.
+class DistanceBuckets(nnx.Module):
+    """A number for each head and bucket of distances, which all layers add to their scores
+    (arXiv:1910.10683, section 2.1).
+    """
+
+    def __init__(self, config):
+        self.config = config
+        R, N = config.position_buckets, config.num_heads
+        init = matrix_init(config, config.d_model, R)
+        self.table_RN = param((R, N), ("buckets", "heads"), init, config.param_dtype)
+
+    def __call__(self, visible):
+        """(B or 1, N, T, S)."""
+        furthest = self.config.position_max_distance
+        buckets = distance_buckets(self.config)
+
+        def of(table_RN, visible):
+            distance_BTS = visible.positions_BS[:, None, :] - visible.positions_BT[:, :, None]
+            place_BTS = jnp.clip(distance_BTS, -furthest, furthest) + furthest
+            return jnp.moveaxis(table_RN[buckets][place_BTS], -1, 1)
+
+        one = visible.positions_BT.shape[0] == 1
+        rows, place = (None, "row_scores") if one else ("tokens", "scores")
+        positions = dataclasses.replace(
+            visible, segments_BT=None, segments_BS=None, until_BT=None, global_BS=None
+        )
+        return local(of, ("bucket_heads", rows), place)(self.table_RN[...], positions)
+
+
+def distance_buckets(config):
+    """int (2 * furthest + 1,): the bucket of each distance, key less query, from -furthest on.
+
+    Half of the buckets, or of each half where a query sees both sides, have one distance; the
+    others grow by a factor up to position_max_distance. In exact arithmetic: a logarithm in float32
+    may fall short of a bucket's first distance.
+    """
+    furthest = config.position_max_distance
+    buckets = config.position_buckets if config.causal else config.position_buckets // 2
+    exact = buckets // 2
+    larger = buckets - exact
+
+    def bucket(distance):
+        if distance < exact:
+            return distance
+        # The most j with exact * (furthest / exact) ** (j / larger) <= distance.
+        passed = [
+            j for j in range(larger) if furthest**j * exact**larger <= distance**larger * exact**j
+        ]
+        return exact + passed[-1]
+
+    before = [bucket(distance) for distance in range(furthest + 1)]
+    after = [0] * furthest if config.causal else [buckets + n for n in before[1:]]
+    return np.array(before[::-1] + after)
+
+
+def sinusoid(positions_BT, d_model, halves=False):
+    """(B, T, D): sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi; halves: first
+    all sines.
 
     arXiv:1706.03762, section 3.5.
     """
     rate_I = 10_000.0 ** (-2 * jnp.arange(d_model // 2) / d_model)
     angle_BTI = positions_BT[..., None] * rate_I
-    return jnp.stack([jnp.sin(angle_BTI), jnp.cos(angle_BTI)], -1).reshape(
-        *positions_BT.shape, d_model
-    )
+    both = jnp.sin(angle_BTI), jnp.cos(angle_BTI)
+    if halves:
+        return jnp.concatenate(both, -1)
+    return jnp.stack(both, -1).reshape(*positions_BT.shape, d_model)
 
 
 def rotary_rates(config, local=False):

@@ -10,16 +10,17 @@ from flax import nnx
 
 from lm.errors import require
 from lm.mesh import current_mesh, put
-from lm.nn.attention import keep_mask
+from lm.nn.attention import CrossAttention
 from lm.nn.cache import begin, kind
+from lm.nn.dropout import dropout
 from lm.nn.experts import Experts
 from lm.nn.feedforward import FeedForward
-from lm.nn.heads import Embedding, Head
+from lm.nn.heads import Classifier, Detector, Embedding, Head, Pooler, TokenTypes
 from lm.nn.latent import make_attention
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
 from lm.nn.params import matrix_init, param, stacked, weight
-from lm.nn.positions import LearnedPositions, sinusoid
+from lm.nn.positions import DistanceBuckets, LearnedPositions, sinusoid
 
 # Which sublayer norms a placement has: of the branch's input, of its output, of the residual sum.
 PLACEMENTS = {
@@ -31,7 +32,8 @@ PLACEMENTS = {
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with its norms, added to the residual stream.
+    """One layer: attention, if there is an encoder attention to its output, and feed-forward, each
+    with its norms, added to the residual stream.
 
     layer: a config.Layer, which says what its attention sees and whether it has experts.
     """
@@ -39,19 +41,25 @@ class Block(nnx.Module):
     def __init__(self, config, layer):
         self.config = config
         self.attention = make_attention(config, layer.local)
+        if layer.cross:
+            self.cross_attention = CrossAttention(config)
         if layer.experts:
             self.experts = Experts(config)
         else:
             self.feedforward = FeedForward(config)
+        sublayers = ["attention"] + ["cross_attention"] * layer.cross
+        sublayers += [] if config.parallel_block else ["feedforward"]
         for place in PLACEMENTS[config.norm_placement]:
             suffix = "norm" if place == "input" else f"{place}_norm"
-            setattr(self, f"attention_{suffix}", Norm(config))
-            if not config.parallel_block:
-                setattr(self, f"feedforward_{suffix}", Norm(config))
+            for name in sublayers:
+                if layer.first_norm or (name, place) != ("attention", "input"):
+                    setattr(self, f"{name}_{suffix}", Norm(config))
 
-    def __call__(self, x_BTD, context, cache=None, key=None):
-        """((B, T, D), the updated cache, what the router did or {})."""
-        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+    def __call__(self, x_BTD, context, cache=None, key=None, cross=None):
+        """((B, T, D), the updated cache, what the router did or {}). cross: the Context of
+        attention to an encoder's output.
+        """
+        keys = (None,) * 6 if key is None else jax.random.split(key, 6)
         h_BTD = self._norm("attention_norm", x_BTD)
         a_BTD, cache = self.attention(h_BTD, context, cache, keys[0])
         if self.config.parallel_block:
@@ -59,13 +67,17 @@ class Block(nnx.Module):
             x_BTD = x_BTD + self._drop(a_BTD, keys[1]) + self._drop(f_BTD, keys[2])
             return x_BTD, cache, routed
         x_BTD = self._add(x_BTD, a_BTD, "attention", keys[1])
+        if cross is not None:
+            h_BTD = self._norm("cross_attention_norm", x_BTD)
+            a_BTD, _ = self.cross_attention(h_BTD, cross, None, keys[4])
+            x_BTD = self._add(x_BTD, a_BTD, "cross_attention", keys[5])
         h_BTD = self._norm("feedforward_norm", x_BTD)
         f_BTD, routed = self._feedforward(h_BTD, context, keys[3])
         return self._add(x_BTD, f_BTD, "feedforward", keys[2]), cache, routed
 
     def _feedforward(self, x_BTD, context, key):
         if not hasattr(self, "experts"):
-            return self.feedforward(x_BTD), {}
+            return self.feedforward(x_BTD, key), {}
         segments_BT = context.visible.segments_BT
         return self.experts(x_BTD, None if segments_BT is None else segments_BT > 0, key)
 
@@ -115,6 +127,17 @@ class Layers(nnx.Module):
         joined = jax.tree.map(lambda *each: jnp.concatenate(each), *routed) if routed else {}
         return *carry, joined
 
+    def remember(self, memory_BSD):
+        """{"key_LBKSH", "value_LBKSH"}: what all layers attend to of an encoder's output."""
+        graph, params = nnx.split(self.cross_attention)
+
+        def of_layer(params):
+            both = nnx.merge(graph, params).keys_values(memory_BSD)
+            return [x_BSKH.swapaxes(1, 2) for x_BSKH in both]
+
+        keys, values = jax.lax.map(of_layer, params)
+        return {"key_LBKSH": put(keys, "layer_heads"), "value_LBKSH": put(values, "layer_heads")}
+
     def _count(self, name, first=0, last=None):
         """How many of the layers from first to last have a part."""
         return sum(name in names for names in self.names[first:last])
@@ -152,8 +175,10 @@ class Layers(nnx.Module):
             (x_BTD, cache), (number, rank, params) = carry, xs
             layer_key = None if key is None else jax.random.fold_in(key, number)
             context = dataclasses.replace(contexts[name], layer=rank)
+            cross = contexts.get("cross")
+            cross = cross and dataclasses.replace(cross, layer=number)
             block, here = nnx.merge(graph, params), None if cache is None else cache[name]
-            x_BTD, here, routed = block(x_BTD, context, here, layer_key)
+            x_BTD, here, routed = block(x_BTD, context, here, layer_key, cross)
             return (x_BTD, None if cache is None else {**cache, name: here}), routed
 
         return rematerialised(run, self.config, loops)
@@ -188,7 +213,8 @@ class Mtp(nnx.Module):
         next_BTD, hidden_BTD = self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)
         both_BTI = jnp.concatenate([next_BTD, hidden_BTD], -1)
         x_BTD = matmul(both_BTI, weight(self.projection_ID, both_BTI.dtype), "residual")
-        contexts, _ = begin(self.layers.config, positions, segments, None, x_BTD.dtype)
+        rows = {"positions_BT": positions, "segments_BT": segments}
+        contexts, _ = begin(self.layers.config, rows, None, x_BTD.dtype)
         x_BTD, _, routed = self.layers(x_BTD, contexts, key=key)
         return self.final_norm(x_BTD), routed
 
@@ -241,8 +267,58 @@ def _is_computed(primitive, *_, **__):
     return primitive.name not in ("reshard", "sharding_constraint")
 
 
-class Transformer(nnx.Module):
-    """A decoder: tokens (B, T) to logits (B, T, V)."""
+class Stack(nnx.Module):
+    """Layers and what is around them: positions, token types, norms."""
+
+    def __init__(self, config):
+        self.config = config
+        if config.position == "learned":
+            self.positions = LearnedPositions(config)
+        elif config.position == "buckets":
+            self.positions = DistanceBuckets(config)
+        if config.token_types:
+            self.token_types = TokenTypes(config)
+        if config.embedding_norm:
+            self.embedding_norm = Norm(config)
+        self.layers = Layers(config)
+        if config.final_norm:
+            self.final_norm = Norm(config)
+
+    def run(self, x_BTD, rows, types_BT=None, cache=None, memory=None, key=None):
+        """(the states after the last norm (B, T, D), the cache, what the routers did).
+
+        x_BTD: embedded tokens. rows, cache, memory: as cache.begin takes them. types_BT: of the
+        tokens; without them all are 0. key: for dropout and the routers' jitter.
+        """
+        config, positions_BT = self.config, rows["positions_BT"]
+        if config.position == "learned":
+            x_BTD = (x_BTD + put_rows(self.positions(positions_BT))).astype(x_BTD.dtype)
+        elif config.position.startswith("sinusoid"):
+            halves = config.position == "sinusoid_halves"
+            waves_BTD = sinusoid(positions_BT, config.d_model, halves).astype(x_BTD.dtype)
+            x_BTD = x_BTD + put_rows(waves_BTD)
+        if config.token_types:
+            types_BT = jnp.zeros((1, x_BTD.shape[1]), jnp.int32) if types_BT is None else types_BT
+            x_BTD = (x_BTD + put_rows(self.token_types(types_BT))).astype(x_BTD.dtype)
+        if config.embedding_norm:
+            x_BTD = self.embedding_norm(x_BTD)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        x_BTD = dropout(x_BTD, keys[0], config.embedding_dropout)
+        contexts, cache = begin(config, rows, cache, x_BTD.dtype, memory)
+        if config.position == "buckets":
+            contexts |= {
+                name: dataclasses.replace(context, bias_BNTS=self.positions(context.visible))
+                for name, context in contexts.items()
+                if name != "cross"
+            }
+        x_BTD, cache, routed = self.layers(x_BTD, contexts, cache, keys[1])
+        if config.final_norm:
+            x_BTD = self.final_norm(x_BTD)
+        return dropout(x_BTD, keys[2], config.final_dropout), cache, routed
+
+
+class Transformer(Stack):
+    """Tokens (B, T) to logits (B, T, V): a decoder, an encoder, or a decoder with an encoder."""
 
     def __init__(self, config):
         for key in ("param_dtype", "compute_dtype"):  # jax would make it float32, with a warning
@@ -250,52 +326,63 @@ class Transformer(nnx.Module):
                 jax.dtypes.canonicalize_dtype(getattr(config, key)) == getattr(config, key),
                 f"model.{key}='float64' needs JAX_ENABLE_X64=1 in the environment.",
             )
-        self.config = config
+        super().__init__(config)
         self.embed = Embedding(config)
-        if config.position == "learned":
-            self.positions = LearnedPositions(config)
-        if config.embedding_norm:
-            self.embedding_norm = Norm(config)
-        self.layers = Layers(config)
-        if config.final_norm:
-            self.final_norm = Norm(config)
-        if not config.tied_embedding:
+        if config.stack == "encoder_decoder":
+            self.encoder = Stack(config.encoder())
+        if config.head != "none":
             self.head = Head(config)
+        if config.pooler:
+            self.pooler = Pooler(config)
+        if config.next_sentence:
+            self.next_sentence = Classifier(config, 2)
+        if config.detector:
+            self.detector = Detector(config)
         if config.mtp_depth:
             self.mtp = Mtp(config)
 
-    def __call__(self, tokens_BT, *, positions=None, segments=None):
-        """Logits (B, T, V), float32 or wider.
+    def __call__(self, tokens_BT, target_BT=None, target_rows=None, **rows):
+        """Logits (B, T, V), float32 or wider; see `states`."""
+        return self.logits(self.states(tokens_BT, target_BT, target_rows, **rows))
 
-        positions, segments: int32 (B, T), of packed documents; 0 is padding.
+    def states(self, tokens_BT, target_BT=None, target_rows=None, **rows):
+        """What the head reads, (B, T, D).
+
+        rows: as of `hidden`. With an encoder, tokens_BT and rows are what it reads, and target_BT
+        (B, T) with target_rows what the decoder reads.
         """
-        hidden_BTD, _, _ = self.hidden(tokens_BT, positions=positions, segments=segments)
-        return self.logits(hidden_BTD)
+        if self.config.stack == "encoder_decoder":
+            memory, _ = self.encode(tokens_BT, **rows)
+            tokens_BT, rows = target_BT, {**(target_rows or {}), "memory": memory}
+        return self.hidden(tokens_BT, **rows)[0]
 
-    def hidden(self, tokens_BT, *, positions=None, segments=None, cache=None, key=None):
+    def hidden(self, tokens_BT, *, cache=None, memory=None, key=None, **rows):
         """What the head reads, (B, T, D), the cache after these tokens, and what the routers did:
         as `Experts` says, stacked over the layers with experts; {} without.
 
-        cache: None, or what `empty_cache` makes; then positions and segments are required. key: for
-        dropout and the routers' jitter.
+        rows: int32 (B, T) or None. positions and segments of packed documents, 0 is padding;
+        token_types; of Longformer global_mask, of what a decoder reads in both directions prefix:
+        1 or true. cache: None, or what `empty_cache` makes; then positions and segments are
+        required. memory: of `encode`, if cache has none. key: for dropout and the routers' jitter.
         """
-        config = self.config
-        if positions is None:
-            positions = self._positions(tokens_BT, segments)
-        x_BTD = self._embedded(tokens_BT)
-        if config.position == "learned":
-            x_BTD = (x_BTD + put_rows(self.positions(positions))).astype(x_BTD.dtype)
-        elif config.position == "sinusoid":
-            x_BTD = x_BTD + put_rows(sinusoid(positions, config.d_model).astype(x_BTD.dtype))
-        if config.embedding_norm:
-            x_BTD = self.embedding_norm(x_BTD)
-        keys = (None, None) if key is None else jax.random.split(key)
-        x_BTD = dropout(x_BTD, keys[0], config.embedding_dropout)
-        contexts, cache = begin(config, positions, segments, cache, x_BTD.dtype)
-        x_BTD, cache, routed = self.layers(x_BTD, contexts, cache, keys[1])
-        if config.final_norm:
-            x_BTD = self.final_norm(x_BTD)
-        return x_BTD, cache, routed
+        types_BT = rows.pop("token_types", None)
+        seen = self._rows(tokens_BT, **rows)
+        return self.run(self._embedded(tokens_BT), seen, types_BT, cache, memory, key)
+
+    def encode(self, source_BS, *, positions=None, segments=None, key=None):
+        """(the encoder's output, as `hidden` takes it for memory, and what its routers did)."""
+        rows = self._rows(source_BS, positions, segments)
+        hidden_BSD, _, routed = self.encoder.run(self._embedded(source_BS), rows, key=key)
+        if segments is None:
+            segments = put(jnp.ones(source_BS.shape, jnp.int32), "tokens")
+        positions_BS = put(jnp.broadcast_to(rows["positions_BT"], source_BS.shape), "tokens")
+        memory = {"positions_BS": positions_BS, "segments_BS": segments, "hidden_BSD": hidden_BSD}
+        return memory, routed
+
+    def remember(self, memory):
+        """The memory with all layers' keys and values in place of states: cache["cross"]."""
+        rows = {name: memory[name] for name in ("positions_BS", "segments_BS")}
+        return {**rows, **self.layers.remember(memory["hidden_BSD"])}
 
     def ahead(self, hidden_BTD, next_BT, *, positions=None, segments=None, key=None):
         """What the head reads to predict the token after the next, (B, T, D), and what the routers
@@ -303,15 +390,14 @@ class Transformer(nnx.Module):
 
         hidden_BTD: of `hidden`. next_BT: the token that follows each.
         """
-        if positions is None:
-            positions = self._positions(next_BT, segments)
+        positions = self._rows(next_BT, positions, segments)["positions_BT"]
         return self.mtp(self._embedded(next_BT), hidden_BTD, positions, segments, key)
 
     def logits(self, hidden_BTD):
-        """(B, T, V), float32 or wider."""
+        """(B, T, V), float32 or wider. Raises UserError if the model has no head."""
         config = self.config
-        head = self.embed.logits if config.tied_embedding else self.head
-        logits_BTV = head(hidden_BTD)
+        require(config.head != "none", "the model has no head, and so no logits; take its states.")
+        logits_BTV = self.head(hidden_BTD, self.embed.table_VD)
         if config.logit_scale != 1:
             logits_BTV = logits_BTV * config.logit_scale
         if config.logit_cap:
@@ -323,17 +409,30 @@ class Transformer(nnx.Module):
         # Rounded to the precision of what it multiplies, as Gemma was trained.
         return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
 
-    def _positions(self, tokens_BT, segments):
-        """From 0 in each row: (1, T), or with as many rows as the segments, and where they are."""
-        length = tokens_BT.shape[1]
-        require(
-            self.config.position != "learned" or length <= self.config.max_positions,
-            f"{length} tokens are more than the model's {self.config.max_positions} positions.",
-        )
-        positions = jnp.arange(length)[None]
-        if segments is None:
-            return positions
-        return put(jnp.broadcast_to(positions, segments.shape), "tokens")
+    def _rows(self, tokens_BT, positions=None, segments=None, global_mask=None, prefix=None):
+        """What `begin` takes. Positions count from 0 in each row, which is one for all, (1, T), if
+        nothing differs between rows.
+        """
+        config, (batch, length) = self.config, tokens_BT.shape
+        if positions is None:
+            require(
+                length <= config.num_positions,
+                f"{length} tokens are more than the model's {config.num_positions} positions.",
+            )
+            positions = jnp.arange(length)[None]
+            if segments is not None and config.position_pad_aware:
+                positions = jnp.maximum(jnp.cumsum(segments > 0, 1) - 1, 0)
+            if any(x is not None for x in (segments, global_mask, prefix)):
+                positions = put(jnp.broadcast_to(positions, (batch, length)), "tokens")
+        rows = {"positions_BT": positions, "segments_BT": segments}
+        if config.global_attention:
+            none_BT = jnp.zeros((batch, length), bool)
+            rows["global_BT"] = put(none_BT, "tokens") if global_mask is None else global_mask > 0
+            rows["positions_BT"] = put(jnp.broadcast_to(positions, (batch, length)), "tokens")
+        if prefix is not None:
+            last_B1 = jnp.max(positions * (prefix > 0), 1, keepdims=True)
+            rows["until_BT"] = jnp.where(prefix > 0, last_B1, positions)
+        return rows
 
 
 def put_rows(x_BTD):
@@ -342,13 +441,3 @@ def put_rows(x_BTD):
     A single row, which serves the whole batch, stays whole on every device.
     """
     return x_BTD if x_BTD.shape[0] == 1 else put(x_BTD, "residual")
-
-
-def dropout(x_BTD, key, rate):
-    """x with elements zeroed with probability `rate`, the rest scaled to the same mean.
-
-    key None: off.
-    """
-    if key is None or rate == 0:
-        return x_BTD
-    return (x_BTD * keep_mask(key, x_BTD.shape, rate, "residual")).astype(x_BTD.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.nn.params import bind
-from lm.objectives.causal import causal_loss
+from lm.objectives.loss import objective_loss
 from lm.objectives.routing import expert_metrics
 from lm.optim.balance import move_selection_bias
 from lm.optim.optimizers import optimizer
@@ -20,30 +20,14 @@ def make_train_step(model, config, state_shardings):
 
     batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
     metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, fingerprint
-    (uint32, 2), the skip counts and, with experts, expert_counts (layers with
-    experts, experts) and what `expert_metrics` gives.
+    (uint32, 2), the skip counts, means of other losses that the objective has and, with experts,
+    expert_counts (layers with experts, experts) and what `expert_metrics` gives.
     """
     transform = optimizer(config.optim)
-    is_random = any(
-        (
-            config.model.embedding_dropout,
-            config.model.attention_dropout,
-            config.model.residual_dropout,
-            config.model.router_jitter,
-        )
-    )
 
     def train_step(state, batch):
-        total = batch["weights"].sum()
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-
-        def part_loss(params, part, number):
-            key = jax.random.fold_in(step_key, number) if is_random else None
-            minimised, nll, routed = causal_loss(bind(model, params), part, config.objective, key)
-            return minimised / total, (nll / total, routed)
-
-        value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
-        (nll, routed), grads = accumulate(value_and_grad, state.params, batch)
+        (nll, others), grads = gradients(model, config, state, batch)
+        routed = others.pop("routed")
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         lr = learning_rate(config.optim, state.step)
         params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state.params, updates)
@@ -64,18 +48,32 @@ def make_train_step(model, config, state_shardings):
             variables=variables,
             key=state.key,
         )
-        metrics = {
-            "loss": nll,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "fingerprint": fingerprint(batch),
-            **variables,
-        }
+        metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, **variables}
+        metrics |= {"fingerprint": fingerprint(batch), **others}
         if routed:
             metrics |= {"expert_counts": routed["count_E"], **expert_metrics(routed)}
         return new_state, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def gradients(model, config, state, batch):
+    """((mean cross-entropy, {"routed": ..., "<name>_loss": mean of another loss}), gradients)."""
+    is_random = config.model.has_dropout or config.model.router_jitter
+    is_random = is_random or "replaced" in config.objective.kinds()
+    total = batch["weights"].sum()
+    rows = batch["weights"].shape[0] * batch["weights"].shape[1]
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+    def part_loss(params, part, number):
+        key = jax.random.fold_in(step_key, number) if is_random else None
+        found = objective_loss(bind(model, params), part, config.objective, key, total / rows)
+        minimised, nll, others = found
+        routed = others.pop("routed")
+        others = {name: x / rows for name, x in others.items()}
+        return minimised / total, (nll / total, {"routed": routed, **others})
+
+    return accumulate(jax.value_and_grad(part_loss, has_aux=True), state.params, batch)
 
 
 def accumulate(value_and_grad, params, batch):
@@ -132,13 +130,15 @@ def fingerprint(batch):
 
 def make_eval_step(model, config):
     """step(params, batch) -> (nats, weight): sums over one validation batch, compiled."""
+    # Two passes over a text are alike without dropout: to be told from others is then no test.
+    key = jax.random.key(0) if config.objective.family == "text" else None
 
     def eval_step(params, batch):
         batch = jax.tree.map(lambda x: x[0], batch)
         objective = dataclasses.replace(
             config.objective, label_smoothing=0.0, z_loss=0.0, mtp_loss=0.0
         )
-        _, nll, _ = causal_loss(bind(model, params), batch, objective)
+        _, nll, _ = objective_loss(bind(model, params), batch, objective, key)
         return nll, batch["weights"].sum()
 
     return jax.jit(eval_step)

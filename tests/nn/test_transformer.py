@@ -15,7 +15,7 @@ from lm.mesh import make_mesh, sharding, use_mesh
 from lm.nn.attention import keep_mask
 from lm.nn.params import abstract_parameters, bind, initialise
 from lm.nn.transformer import Transformer, dropout
-from lm.objectives.causal import causal_loss
+from lm.objectives.loss import objective_loss
 from tests.nn import my_attention  # noqa: F401, registers the backend "sigmoid"
 from tests.nn.tiny import tiny
 
@@ -102,7 +102,7 @@ def dropped_out(scan, remat):
 
     def loss(params):
         key = jax.random.key(5)
-        return causal_loss(bind(Transformer(config.model), params), batch, config.objective, key)[0]
+        return objective_loss(bind(Transformer(config.model), params), batch, config.objective, key)[0]
 
     with jax.enable_x64(True):
         return jax.jit(jax.value_and_grad(loss))(parameters(config))
@@ -222,7 +222,7 @@ def lowered(shape, keys=()):
         batch = {"tokens": tokens, "targets": tokens, "weights": weights}
 
         def loss(params, batch):
-            return causal_loss(bind(model, params), batch, config.objective)[0]
+            return objective_loss(bind(model, params), batch, config.objective)[0]
 
         return jax.jit(jax.grad(loss)).lower(abstract_parameters(model, mesh), batch)
 

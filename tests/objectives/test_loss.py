@@ -11,7 +11,7 @@ from configs.base import base
 from lm.config import resolve
 from lm.nn.params import bind, initialise
 from lm.nn.transformer import Transformer
-from lm.objectives.causal import causal_loss
+from lm.objectives.loss import objective_loss
 
 B, T, V = 3, 12, 17
 
@@ -36,7 +36,7 @@ BATCH = {
 
 
 def loss(params, objective, batch=BATCH):
-    return causal_loss(bind(MODEL, params), batch, objective)[:2]
+    return objective_loss(bind(MODEL, params), batch, objective)[:2]
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

@@ -1,0 +1,169 @@
+"""What is minimised: of every objective the loss of a batch, which the loader has made."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lm.mesh import ACTIVATIONS, current_mesh, put
+from lm.objectives.routing import router_loss
+
+ROWS = ("positions", "segments", "token_types", "prefix")
+
+
+def objective_loss(model, batch, config, key=None, per_row=0.0):
+    """(what is minimised, cross-entropy, {"routed": what the routers did, other losses}), in nats:
+    sums over the batch, in float32 or wider.
+
+    Divided by nothing, so that the parts of a batch add up to the whole. batch: as lm.data.loader
+    says. config: an ObjectiveConfig. key: for dropout. per_row: what a mean over rows is multiplied
+    with to be such a sum: the sum of weights over the rows of the whole batch. "routed" is as
+    lm.nn.experts.routed says, stacked over all layers with experts; {} without. The other losses
+    are sums over rows.
+    """
+    if config.family == "text":
+        return _contrastive(model, batch, config, key)
+    keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+    rows = {name: batch[name] for name in ROWS if name in batch}
+    memory, encoder_routed = None, {}
+    if "source" in batch:
+        segments = batch["source_segments"]
+        memory, encoder_routed = model.encode(batch["source"], segments=segments, key=keys[3])
+    hidden_BTD, _, routed = model.hidden(batch["tokens"], memory=memory, key=keys[0], **rows)
+    minimised, nll = _scored(model, hidden_BTD, batch["targets"], batch["weights"], config)
+    if config.mtp_loss:
+        rows = {name: batch.get(name) for name in ("positions", "segments")}
+        hidden_BTD, more = model.ahead(hidden_BTD, batch["targets"], key=keys[1], **rows)
+        routed = _joined(routed, more)
+        ahead, _ = _scored(model, hidden_BTD, *_after_next(batch), config)
+        minimised = minimised + config.mtp_loss * ahead
+    losses = {}
+    if config.next_sentence:
+        losses["next_sentence_loss"] = _next_sentence(model, hidden_BTD, batch["next_sentence"])
+        minimised += per_row * losses["next_sentence_loss"]
+    if "replaced" in config.kinds():
+        losses["detection_loss"] = _detection(model, hidden_BTD, batch, keys[1], keys[2])
+        minimised += per_row * config.detection_loss * losses["detection_loss"]
+    for of_stack in filter(None, (encoder_routed, routed)):
+        minimised += router_loss(of_stack, model.config, config) * batch["weights"].sum()
+    return minimised, nll, {"routed": _joined(encoder_routed, routed), **losses}
+
+
+def _joined(routed, more):
+    """What the routers of both did, their layers one after the other."""
+    if not (routed and more):
+        return routed or more
+    return jax.tree.map(lambda *each: jnp.concatenate(each), routed, more)
+
+
+def _next_sentence(model, hidden_BTD, label_B1):
+    """Cross-entropy of whether the second text follows (arXiv:1810.04805, section 3.1): a sum."""
+    logits_B1C = model.next_sentence(model.pooler(hidden_BTD))
+    chosen_B1C = label_B1[..., None] == jnp.arange(2)
+    return -jnp.where(chosen_B1C, jax.nn.log_softmax(logits_B1C), 0).sum()
+
+
+def _detection(model, hidden_BTD, batch, sample_key, key):
+    """Binary cross-entropy of which tokens a model has replaced, the mean over each row, summed.
+
+    arXiv:2003.10555, section 2, with generator and discriminator of the same weights, but for their
+    heads (section 3.2: "all tied"). The generator's choice has no gradient.
+    """
+    logits_BTV = jax.lax.stop_gradient(model.logits(hidden_BTD))
+    sample_key = jax.random.key(0) if sample_key is None else sample_key
+    place = None if current_mesh() is None else ACTIVATIONS["logits"]
+    bits = jax.random.bits(sample_key, logits_BTV.shape, jnp.uint32, out_sharding=place)
+    uniform = ((bits >> 9).astype(logits_BTV.dtype) + 0.5) * 2.0**-23  # exact, and less than 1
+    sampled_BT = put((logits_BTV - jnp.log(-jnp.log(uniform))).argmax(-1), "tokens")
+    original_BT = batch["targets"]
+    tokens_BT = jnp.where(batch["weights"] > 0, sampled_BT, original_BT).astype(original_BT.dtype)
+    segments_BT = batch["segments"]
+    hidden_BTD, _, _ = model.hidden(tokens_BT, segments=segments_BT, key=key)
+    logits_BT = model.detector(hidden_BTD)[..., 0]
+    sign_BT = jnp.where(tokens_BT == original_BT, 1.0, -1.0)
+    real_BT = (segments_BT > 0).astype(logits_BT.dtype)
+    nll_BT = jax.nn.softplus(sign_BT * logits_BT) * real_BT
+    return (nll_BT.sum(1) / jnp.maximum(real_BT.sum(1), 1)).sum()
+
+
+def _contrastive(model, batch, config, key):
+    """Of two passes over the same texts, with different dropout, which two are of one text: the
+    cross-entropy among all texts of the batch, on every device (arXiv:2104.08821, section 3).
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    one_BD, two_BD = (_text_vectors(model, batch, config, key) for key in keys)
+    place = None if current_mesh() is None else ACTIVATIONS["tokens"]
+    logits_BC = jnp.einsum("BD,CD->BC", one_BD, put(two_BD, "texts"), out_sharding=place)
+    logits_BC = logits_BC / config.temperature
+    own_BC = jnp.eye(logits_BC.shape[0], dtype=bool)
+    own_B = jnp.where(own_BC, logits_BC, 0).sum(-1)
+    nll = ((jax.nn.logsumexp(logits_BC, -1) - own_B) * batch["weights"][:, 0]).sum()
+    return nll, nll, {"routed": {}}
+
+
+def _text_vectors(model, batch, config, key):
+    """(B, D), of length 1, float32 or wider: by config.pooling."""
+    segments_BT = batch["segments"]
+    hidden_BTD, _, _ = model.hidden(batch["tokens"], segments=segments_BT, key=key)
+    if config.pooling == "mean":
+        real_BT1 = (segments_BT > 0).astype(hidden_BTD.dtype)[..., None]
+        text_BD = (hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1)
+    else:
+        states_BTD = model.pooler(hidden_BTD) if config.pooling == "pooler" else hidden_BTD
+        text_BD = states_BTD[:, 0]
+    text_BD = text_BD.astype(jnp.promote_types(text_BD.dtype, jnp.float32))
+    return text_BD * jax.lax.rsqrt(jnp.square(text_BD).sum(-1, keepdims=True))
+
+
+def _after_next(batch):
+    """(targets, weights) of the token after the next, in the same document."""
+    targets_BT, weights_BT = (_shifted(batch[name]) for name in ("targets", "weights"))
+    if "segments" in batch:
+        weights_BT = weights_BT * (batch["segments"] == _shifted(batch["segments"]))
+    return targets_BT, weights_BT * batch["weights"]
+
+
+def _shifted(x_BT):
+    """Of each token, that of the one after it; 0 of the last."""
+    return jnp.concatenate([x_BT[:, 1:], jnp.zeros_like(x_BT[:, :1])], 1)
+
+
+def _scored(model, hidden_BTD, targets_BT, weights_BT, config):
+    """(minimised, cross-entropy) of what the head makes of hidden states: sums."""
+    score = functools.partial(_score, config=config)
+    chunk, length = config.logits_chunk, hidden_BTD.shape[1]
+    if not chunk or chunk >= length:
+        return score(model.logits(hidden_BTD), targets_BT, weights_BT)
+
+    # The logits of one chunk of positions at a time, computed again in the backward pass: (B, T, V)
+    # never exists.
+    def scan_chunk(sums, start):
+        part = [
+            jax.lax.dynamic_slice_in_dim(x, start, chunk, 1)
+            for x in (hidden_BTD, targets_BT, weights_BT)
+        ]
+        return jax.tree.map(jnp.add, sums, score(model.logits(part[0]), *part[1:])), None
+
+    zero = jnp.zeros((), jnp.promote_types(hidden_BTD.dtype, jnp.float32))
+    sums, _ = jax.lax.scan(
+        jax.checkpoint(scan_chunk, prevent_cse=False), (zero, zero), jnp.arange(0, length, chunk)
+    )
+    return sums
+
+
+def _score(logits_BTV, targets_BT, weights_BT, config):
+    """(minimised, cross-entropy) of given logits, both summed over weighted positions."""
+    log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
+    # A masked sum and not a gather: the vocabulary may be divided over devices.
+    vocab_V = jnp.arange(logits_BTV.shape[-1])
+    target_BT = jnp.where(vocab_V == targets_BT[..., None], logits_BTV, 0).sum(-1)
+    nll_BT = log_z_BT - target_BT
+    loss_BT = nll_BT
+    if config.label_smoothing:
+        # The target's share goes from 1 to 1 - s, and s is spread evenly over the vocabulary.
+        # arXiv:1512.00567, 7.
+        smoothing = config.label_smoothing
+        loss_BT = log_z_BT - (1 - smoothing) * target_BT - smoothing * logits_BTV.mean(-1)
+    if config.z_loss:
+        loss_BT = loss_BT + config.z_loss * jnp.square(log_z_BT)
+    return (loss_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()
