@@ -35,9 +35,8 @@ class Windows:
         self.contiguous = config.order == "contiguous"
         self.separate = config.separate_documents
         require(
-            not self.contiguous or (len(self.stores) == 1 and not examples),
-            "data.order='contiguous' is for objective.kind='causal' and one source; set "
-            "data.order='shuffled'.",
+            not self.contiguous or len(self.stores) == 1,
+            "data.order='contiguous' is for one source; set data.order='shuffled'.",
         )
 
     def count(self, num_windows_of):
@@ -50,8 +49,6 @@ class Windows:
             "objective.next_sentence=True takes text from elsewhere too, and the text is no longer "
             "than data.sequence_length; name more text.",
         )
-        if self.examples:
-            self.blank = self._blank()
 
     def read(self, window_B, lane_B, example_B=None, key_B=None):
         """window_B: numbers of the windows; lane_B: of those in which their lanes begin.
@@ -82,24 +79,14 @@ class Windows:
         return batch
 
     def _made(self, window_B, example_B, key_B):
-        rows = [
-            make(self.window(window), self._rng(key), functools.partial(self._another, window))
-            if window < self.num_windows
-            else self.blank
-            for make, window, key in zip(
-                self.examples.choose(example_B, self.seed), window_B, key_B, strict=True
-            )
-        ]
+        rows, makers = [], self.examples.choose(example_B, self.seed)
+        for make, window, key in zip(makers, window_B, key_B, strict=True):
+            at = min(window, self.num_windows - 1)
+            rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, key], np.uint64)))
+            row = make(self.window(at), rng, functools.partial(self._another, at))
+            ended = window > at  # an example that counts for nothing
+            rows.append({k: np.zeros_like(x) for k, x in row.items()} if ended else row)
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _blank(self):
-        """An example that counts for nothing, where the text has ended."""
-        (make,) = self.examples.choose(np.zeros(1, np.int64), self.seed)
-        row = make(self.window(0), self._rng(0), functools.partial(self._another, 0))
-        return {name: np.zeros_like(array) for name, array in row.items()}
-
-    def _rng(self, key):
-        return np.random.Generator(np.random.Philox(key=np.array([self.seed, key], np.uint64)))
 
     def window(self, number):
         """The tokens of a window: `length` of them, or fewer at the end of a source's part."""

@@ -16,16 +16,14 @@ BLOCK = 4096  # examples among which the parts are shuffled
 
 
 def integers(key, weights):
-    """The proportions of a list of texts such as "3" or "0.5", as a tuple of the least integers."""
+    """The proportions of numbers, or texts such as "0.5", as a tuple of the least integers."""
+    given = [str(weight) for weight in weights]
+    wrong = f"{key}={','.join(given)} must be numbers above 0, separated by commas."
     try:
-        parsed = [fractions.Fraction(weight.strip()) for weight in weights]
+        parsed = [fractions.Fraction(weight.strip()) for weight in given]
     except (ValueError, ZeroDivisionError):
-        wrong = ",".join(weights)
-        raise UserError(f"{key}={wrong} must be numbers, separated by commas.") from None
-    require(
-        all(0 < weight < 2**31 for weight in parsed),
-        f"{key}={','.join(weights)} must be above 0; leave out what has no share.",
-    )
+        raise UserError(wrong) from None
+    require(all(0 < weight < 2**31 for weight in parsed), wrong)
     scale = math.lcm(*(weight.denominator for weight in parsed))
     scaled = [int(weight * scale) for weight in parsed]
     return tuple(weight // math.gcd(*scaled) for weight in scaled)

@@ -364,9 +364,9 @@ def _train_wordpiece(texts, size, special):
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
-    library = _with_model(library, models.WordPiece(library.get_vocab(), unk_token=unknown))
-    library.add_special_tokens(special)
-    return library
+    definition = json.loads(library.to_str())
+    definition["added_tokens"] = definition["added_tokens"][: len(special)]
+    return Library.from_str(json.dumps(definition))
 
 
 def _train_unigram(texts, size, special):
@@ -402,18 +402,5 @@ def _train_unigram(texts, size, special):
     found = sorted(found, key=lambda x: (-x[1], x[0]))
     found = found[: size - len(special) - len(spelled)]
     vocabulary = [*((name, 0.0) for name in (*special, *spelled)), *found]
-    model = models.Unigram(vocabulary, special.index(unknown), byte_fallback=True)
-    library = _with_model(library, model)
-    library.add_special_tokens(special)
+    library.model = models.Unigram(vocabulary, special.index(unknown), byte_fallback=True)
     return library
-
-
-def _with_model(library, model):
-    """A tokenizer that differs in its model, and has no special tokens."""
-    from tokenizers import Tokenizer as Library
-
-    other = Library(model)
-    for name in ("normalizer", "pre_tokenizer", "decoder"):
-        if (part := getattr(library, name)) is not None:
-            setattr(other, name, part)
-    return other

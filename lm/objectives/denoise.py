@@ -2,15 +2,12 @@
 
 import numpy as np
 
-from lm.errors import require, require_in
 from lm.objectives.examples import SourceTarget, order, token
-
-LONGEST = 256  # tokens of a span
 
 
 def poisson(mean, n, rng):
     """n numbers of Poisson's distribution, int64: the inverse of its distribution function."""
-    k = np.arange(LONGEST)
+    k = np.arange(64 + 4 * int(mean))
     log_k_factorial = np.cumsum(np.log(np.maximum(k, 1)))
     below = np.cumsum(np.exp(k * np.log(mean) - mean - log_k_factorial))
     return np.searchsorted(below, rng.random(n), "right")
@@ -43,19 +40,12 @@ class Denoising(SourceTarget):
         super().__init__(kind, objective, data, model, tokenizer)
         self.begin = [tokenizer.special["begin"]] if "begin" in tokenizer.special else []
         self.end = token("end", kind, data, tokenizer)
-        self.steps = [getattr(self, f"_{name}") for name in noises(objective)]
-        if {"infilling", "masking"} & {*noises(objective)}:
+        self.steps = [getattr(self, f"_{name}") for name in objective.noises()]
+        if {"infilling", "masking"} & {*objective.noises()}:
             self.mask = token("mask", kind, data, tokenizer)
         self.sentence_ends_V = tokenizer.sentence_ends()
-        rate, mean = objective.noise_rate, objective.mean_span
-        require(0 < rate < 1, f"objective.noise_rate={rate} must be between 0 and 1.")
-        require(
-            0 < mean <= LONGEST / 4,
-            f"objective.mean_span={mean} must be above 0 and at most {LONGEST // 4}.",
-        )
 
-    @staticmethod
-    def lengths(objective, data, n):
+    def lengths(self, n):
         return n + 2, n + 2, 2 * n + 4
 
     def split(self, tokens, rng):
@@ -88,14 +78,3 @@ class Denoising(SourceTarget):
         masked = tokens.copy()
         masked[self._chosen(tokens, rng)] = self.mask
         return masked
-
-
-NOISES = ("infilling", "permutation", "deletion", "rotation", "masking")
-
-
-def noises(objective):
-    """The names in objective.noise, in the order in which they are applied."""
-    names = [name.strip() for name in objective.noise.split(",")]
-    for name in names:
-        require_in("objective.noise", name, NOISES)
-    return names

@@ -41,11 +41,17 @@ def token(role, kind, data, tokenizer):
     return tokenizer.special[role]
 
 
-def padded(values, width, fill=0):
+def padded(values, width, fill):
     """int32 (width,): the values, no more than fit, and then `fill`."""
     row = np.full(width, fill, np.int32)
     row[: len(values)] = values
     return row
+
+
+def ones(stop, width, start=0):
+    """int32 (width,): 1 from start to stop (exclusive), else 0."""
+    place = np.arange(width)
+    return ((start <= place) & (place < stop)).astype(np.int32)
 
 
 def order(n, rng):
@@ -59,18 +65,28 @@ class SourceTarget(Examples):
     Encoder-decoder: source, source_segments (S,), tokens, targets, weights (T,), the tokens being
     the targets moved right after model.start_token. Decoder: one row of both; tokens, targets,
     weights (1 on what predicts the target), segments, prefix (1 on the source) (T,).
-
-    lengths(objective, data, n): the most (of the source, of the target, of both) that n raw tokens
-    can give; `split` keeps to it.
     """
 
     def __init__(self, kind, objective, data, model, tokenizer):
-        self.kind, self.objective, self.data, self.model = kind, objective, data, model
-        self.raw_length, self.target_length = fit(type(self), kind, objective, data, model.stack)
-        self.pad = tokenizer.special.get("pad", 0)
+        self.objective, self.start_token = objective, model.start_token
+        self.length, self.target_length = data.sequence_length, data.target_length
+        self.joined, self.pad = model.stack == "decoder", tokenizer.special.get("pad", 0)
+        keys = f"data.sequence_length={self.length}"
+        keys += f" or data.target_length={self.target_length}" if self.target_length else ""
+        require(self._fit(2), f"{keys} is too short for objective.kind={kind!r}; make it longer.")
+        self.raw_length = 2
+        while self._fit(self.raw_length + 1):
+            self.raw_length += 1
+        self.target_length = self.target_length or self.lengths(self.raw_length)[1]
 
-    @staticmethod
-    def lengths(objective, data, n):
+    def _fit(self, n):
+        source, target, both = self.lengths(n)
+        if self.joined:
+            return both <= self.length + 1  # the last is no input
+        return source <= self.length and target <= (self.target_length or target)
+
+    def lengths(self, n):
+        """The most (of the source, of the target, of both) that n raw tokens can give."""
         raise NotImplementedError
 
     def split(self, tokens, rng):
@@ -79,43 +95,19 @@ class SourceTarget(Examples):
 
     def __call__(self, tokens, rng, another):
         source, target = self.split(tokens, rng)
-        if self.model.stack == "decoder":
-            return self._joined(source, target)
+        if self.joined:
+            both = np.concatenate([source, target])
+            return {
+                "tokens": padded(both[:-1], self.length, self.pad),
+                "targets": padded(both[1:], self.length, self.pad),
+                "weights": ones(len(both) - 1, self.length, len(source) - 1).astype(np.float32),
+                "segments": ones(len(both) - 1, self.length),
+                "prefix": ones(len(source), self.length),
+            }
         return {
-            "source": padded(source, self.data.sequence_length, self.pad),
-            "source_segments": padded(np.ones(len(source)), self.data.sequence_length),
-            "tokens": padded([self.model.start_token, *target[:-1]], self.target_length, self.pad),
+            "source": padded(source, self.length, self.pad),
+            "source_segments": ones(len(source), self.length),
+            "tokens": padded([self.start_token, *target[:-1]], self.target_length, self.pad),
             "targets": padded(target, self.target_length, self.pad),
-            "weights": padded(np.ones(len(target)), self.target_length).astype(np.float32),
+            "weights": ones(len(target), self.target_length).astype(np.float32),
         }
-
-    def _joined(self, source, target):
-        both, length = np.concatenate([source, target]), self.data.sequence_length
-        predicted = np.arange(1, len(both)) >= len(source)
-        return {
-            "tokens": padded(both[:-1], length, self.pad),
-            "targets": padded(both[1:], length, self.pad),
-            "weights": padded(predicted, length).astype(np.float32),
-            "segments": padded(np.ones(len(both) - 1), length),
-            "prefix": padded(np.ones(len(source)), length),
-        }
-
-
-def fit(cls, kind, objective, data, stack):
-    """(most raw tokens that fit the model, positions of an encoder-decoder's targets or 0)."""
-
-    def fits(n):
-        source, target, both = cls.lengths(objective, data, n)
-        if stack == "decoder":
-            return both <= data.sequence_length + 1  # the last is no input
-        return source <= data.sequence_length and target <= (data.target_length or target)
-
-    keys = f"data.sequence_length={data.sequence_length}"
-    keys += f" or data.target_length={data.target_length}" if data.target_length else ""
-    require(fits(2), f"{keys} is too short for objective.kind={kind!r}; make it longer.")
-    n = 2
-    while fits(n + 1):
-        n += 1
-    if stack == "decoder":
-        return n, 0
-    return n, data.target_length or cls.lengths(objective, data, n)[1]

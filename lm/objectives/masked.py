@@ -6,7 +6,7 @@ RoBERTa, arXiv:1907.11692, 4.1 and 4.2: another mask each time, <s> ... </s>, no
 import numpy as np
 
 from lm.errors import require
-from lm.objectives.examples import Examples, order, padded, token
+from lm.objectives.examples import Examples, ones, order, padded, token
 from lm.objectives.pairs import next_sentence
 
 
@@ -28,22 +28,6 @@ class Masked(Examples):
             f"data.sequence_length={self.length} is too short for objective.kind={kind!r}; make it "
             "5 or more.",
         )
-        rates = {key: getattr(objective, key) for key in ("mask_token_share", "random_token_share")}
-        require(
-            0 < objective.mask_rate < 1,
-            f"objective.mask_rate={objective.mask_rate} must be between 0 and 1.",
-        )
-        require(
-            min(rates.values()) >= 0 and sum(rates.values()) <= 1,
-            "objective."
-            + " and objective.".join(f"{key}={value}" for key, value in rates.items())
-            + " are shares of what is masked; they must be 0 or more, and 1 or less together.",
-        )
-        require(
-            objective.static_masks >= 0,
-            f"objective.static_masks={objective.static_masks} must be 0 (new ones each epoch) or "
-            "more.",
-        )
         self.ordinary = tokenizer.ordinary
         self.special_V = np.ones(tokenizer.size, bool)
         self.special_V[self.ordinary] = False
@@ -62,11 +46,10 @@ class Masked(Examples):
             "tokens": padded(self._corrupted(row, places, rng), self.length, self.pad),
             "targets": padded(row, self.length, self.pad),
             "weights": weights,
-            "segments": padded(np.ones(len(row)), self.length),
+            "segments": ones(len(row), self.length),
         }
         if self.objective.next_sentence:
-            first = len(parts[0]) + 2
-            example["token_types"] = padded(np.arange(len(row)) >= first, self.length)
+            example["token_types"] = ones(len(row), self.length, len(parts[0]) + 2)
             example["next_sentence"] = np.array([label], np.int32)
         return example
 
@@ -98,10 +81,7 @@ class Masked(Examples):
         """80 % of the places become [MASK], 10 % any token that is not special; 10 % stay."""
         corrupted, share = row.copy(), rng.random(len(places))
         other = self.ordinary[(rng.random(len(places)) * len(self.ordinary)).astype(np.int64)]
-        mask_share, random_share = (
-            self.objective.mask_token_share,
-            self.objective.random_token_share,
-        )
-        kept = np.where(share < mask_share + random_share, other, row[places])
-        corrupted[places] = np.where(share < mask_share, self.mask, kept)
+        masked = self.objective.mask_token_share
+        kept = np.where(share < masked + self.objective.random_token_share, other, row[places])
+        corrupted[places] = np.where(share < masked, self.mask, kept)
         return corrupted

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lm.errors import require
-from lm.objectives.examples import Examples, padded, token
+from lm.objectives.examples import Examples, ones, padded, token
 
 SHORTEST = 4  # tokens; a shorter sentence is taken only if there is no other
 
@@ -36,6 +36,6 @@ class Sentences(Examples):
         row = [self.begin, *long[int(rng.random() * len(long))], self.end]
         return {
             "tokens": padded(row, self.length, self.pad),
-            "segments": padded(np.ones(len(row)), self.length),
+            "segments": ones(len(row), self.length),
             "weights": np.ones(1, np.float32),
         }

@@ -52,39 +52,33 @@ class SpanCorruption(SourceTarget):
     """Both end with </s>, which their lengths include: 568 tokens give 512 and 114."""
 
     def __init__(self, kind, objective, data, model, tokenizer):
+        self.denoisers = self.make_denoisers(objective)
         super().__init__(kind, objective, data, model, tokenizer)
+        self.modes = {}
         self.end = token("end", kind, data, tokenizer)
         self.sentinels = token("sentinels", kind, data, tokenizer)
-        self.modes = {}
-        denoisers = self.denoisers(objective)
-        most = max(span_counts(self.raw_length, r, mean)[1] for _, mean, r in denoisers)
+        most = max(span_counts(self.raw_length, rate, mean)[1] for _, mean, rate in self.denoisers)
         require(
             most <= len(self.sentinels),
             f"objective.kind={kind!r} makes {most} spans of the {self.raw_length} tokens that fill "
-            f"data.sequence_length={data.sequence_length}, and the tokenizer has "
-            f"{len(self.sentinels)} sentinels; shorten the sequences or lengthen the spans.",
+            f"data.sequence_length={self.length}, and the tokenizer has {len(self.sentinels)} "
+            "sentinels; shorten the sequences or lengthen the spans.",
         )
 
-    @staticmethod
-    def denoisers(objective):
+    def make_denoisers(self, objective):
         """(mode or None, mean span length, rate) of each, all as often as each other."""
-        rate, mean = objective.noise_rate, objective.mean_span
-        require(0 < rate < 1, f"objective.noise_rate={rate} must be between 0 and 1.")
-        require(mean >= 1, f"objective.mean_span={mean} must be 1 or more.")
-        return ((None, mean, rate),)
+        return ((None, objective.mean_span, objective.noise_rate),)
 
-    @classmethod
-    def lengths(cls, objective, data, n):
+    def lengths(self, n):
         found = []
-        for mode, mean, rate in cls.denoisers(objective):
+        for mode, mean, rate in self.denoisers:
             noise, spans = span_counts(n, rate, mean)
             found.append((n - noise + spans + 1 + bool(mode), noise + spans + 1))
-        source, target = (max(each) for each in zip(*found, strict=True))
+        source, target = map(max, zip(*found, strict=True))
         return source, target, max(map(sum, found))
 
     def split(self, tokens, rng):
-        denoisers = self.denoisers(self.objective)
-        mode, mean, rate = denoisers[int(rng.random() * len(denoisers))]
+        mode, mean, rate = self.denoisers[int(rng.random() * len(self.denoisers))]
         noise, spans = span_counts(len(tokens), rate, mean)
         noise_K = partition(noise, spans, rng)
         clean_K = partition(len(tokens) - noise, spans, rng)
@@ -100,8 +94,7 @@ class UL2(SpanCorruption):
         super().__init__(kind, objective, data, model, tokenizer)
         self.modes = token("modes", kind, data, tokenizer)
 
-    @staticmethod
-    def denoisers(objective):
+    def make_denoisers(self, objective):
         return UL2_DENOISERS
 
 
@@ -113,14 +106,12 @@ class Prefix(SourceTarget):
 
     def __init__(self, kind, objective, data, model, tokenizer):
         super().__init__(kind, objective, data, model, tokenizer)
-        joined = model.stack == "decoder"
-        self.ends = [] if joined else [token("end", kind, data, tokenizer)]
+        self.ends = [] if self.joined else [token("end", kind, data, tokenizer)]
 
-    @staticmethod
-    def lengths(objective, data, n):
-        return n, min(n, max(2, data.target_length) if data.target_length else n), n
+    def lengths(self, n):
+        return n, min(n, max(2, self.target_length or n)), n
 
     def split(self, tokens, rng):
-        least = max(1, len(tokens) + 1 - self.target_length) if self.ends else 1
+        least = 1 if self.joined else max(1, len(tokens) + 1 - self.target_length)
         cut = least + int(rng.random() * (len(tokens) - least))
         return tuple(np.concatenate([part, self.ends]) for part in (tokens[:cut], tokens[cut:]))

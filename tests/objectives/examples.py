@@ -5,6 +5,9 @@ import types
 
 import numpy as np
 
+from configs.base import base
+from lm.config import DataConfig, ObjectiveConfig
+
 NAMES = {"mask": 0, "begin": 1, "end": 2, "pad": 3, "unknown": 4}
 MODES = {"[NLU]": 5, "[S2S]": 6, "[NLG]": 7}
 SIZE = 5000
@@ -30,33 +33,12 @@ class Numbers:
 
 
 def objective(kind, **changes):
-    keys = {
-        "kind": kind,
-        "mask_rate": 0.15,
-        "mask_token_share": 0.8,
-        "random_token_share": 0.1,
-        "static_masks": 0,
-        "whole_words": False,
-        "next_sentence": False,
-        "noise_rate": 0.15,
-        "mean_span": 3.0,
-        "noise": "infilling,permutation",
-    }
-    assert not changes.keys() - keys.keys()
-    return types.SimpleNamespace(**{**keys, **changes})
+    return ObjectiveConfig(**{**base().objective, "kind": kind, **changes})
 
 
 def data(**changes):
-    keys = {
-        "tokenizer": "numbers",
-        "sequence_length": 64,
-        "target_length": 0,
-        "batch_size": 8,
-        "order": "shuffled",
-        "separate_documents": False,
-    }
-    assert not changes.keys() - keys.keys()
-    return types.SimpleNamespace(**{**keys, **changes})
+    keys = {"tokenizer": "numbers", "sequence_length": 64, "separate_documents": False}
+    return DataConfig(**{**base().data, **keys, **changes})
 
 
 def model(stack="encoder_decoder", start_token=9):

@@ -136,10 +136,6 @@ def test_without_a_token_that_begins_texts():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"noise": "infiling"}, "objective.noise='infiling' is not known. Did you mean 'infilling"),
-        ({"noise": ""}, "objective.noise='' is not known"),
-        ({"noise": "rotation", "noise_rate": 0.0}, "objective.noise_rate=0.0"),
-        ({"noise": "rotation", "mean_span": 100.0}, "objective.mean_span=100.0"),
         ({"noise": "masking", "without": ("mask",)}, r"needs the special token \[MASK\] or <mask>"),
         ({"noise": "rotation", "without": ("end",)}, r"needs the special token \[SEP\] or </s>"),
         ({"noise": "rotation", "length": 3}, "data.sequence_length=3 is too short"),
