@@ -77,7 +77,8 @@ class SourceTarget(Examples):
         self.raw_length = 2
         while self._fit(self.raw_length + 1):
             self.raw_length += 1
-        self.target_length = self.target_length or self.lengths(self.raw_length)[1]
+        needed = 0 if self.joined else self.lengths(self.raw_length)[1]
+        self.target_length = self.target_length or needed
 
     def _fit(self, n):
         source, target, both = self.lengths(n)

@@ -72,6 +72,7 @@ def test_target_lengths():
         ("prefix", "encoder_decoder", 512),
         ("span_corruption,prefix", "encoder_decoder", 512),
         ("denoising", "encoder_decoder", 512),
+        ("span_corruption", "decoder", 0),
         ("masked", "encoder", 0),
     ):
         assert make(kind, stack, sequence_length=512).target_length == expected
