@@ -1,7 +1,8 @@
 """Batches as a pure function of (seed, step): any of their rows on any host, at once.
 
 A batch is a dictionary of arrays (B, T): tokens, targets int32; weights float32, 0 for padding;
-with data.separate_documents also segments int32, 0 for padding, and positions int32.
+with data.separate_documents also segments int32, 0 for padding, and positions int32. Those of an
+objective other than the causal one are what its examples hold, see lm.objectives.builder.
 """
 
 import collections
@@ -12,57 +13,117 @@ import hashlib
 import jax
 import numpy as np
 
-from lm.data import pack
+from lm.data import mixture, pack
 from lm.errors import require
 
-ORDERED = 4096  # windows whose order is computed at once, as a batch is too small for numpy
+ORDERED = mixture.BLOCK  # windows whose order is computed at once: a batch is too small for numpy
+VALIDATION_SEED = 1 << 32  # no training seed
 
 
 class Windows:
-    """What training and validation batches share.
+    """What training and validation batches share: windows of one source after those of another.
 
     In the contiguous order the stream is cut into as many lanes as a batch has rows, and row r of
     batch after batch is lane r. Positions then count on from one window to the next: position 0 is
     where a memory must be cleared. In the shuffled order each window begins at 0.
     """
 
-    def __init__(self, store, config):
-        self.store = store
-        self.batch_size, self.length = config.batch_size, config.sequence_length
+    def __init__(self, store, config, examples, seed):
+        self.stores, self.weights, self.seed = store.stores, store.weights, seed
+        self.batch_size, self.examples = config.batch_size, examples
+        self.length = examples.raw_length if examples else config.sequence_length
         self.contiguous = config.order == "contiguous"
         self.separate = config.separate_documents
+        require(
+            not self.contiguous or len(self.stores) == 1,
+            "data.order='contiguous' is for one source; set data.order='shuffled'.",
+        )
 
-    def read(self, window_B, lane_B):
-        """window_B: numbers of the windows; lane_B: of those in which their lanes begin."""
+    def count(self, num_windows_of):
+        """Sets how many windows each source has, and all before it."""
+        self.counts = [num_windows_of(store) for store in self.stores]
+        self.firsts = np.cumsum([0, *self.counts])[:-1]
+        self.num_windows = sum(self.counts)
+        require(
+            self.num_windows > 1 or not (self.examples and self.examples.several_windows),
+            "objective.next_sentence=True takes text from elsewhere too, and the text is no longer "
+            "than data.sequence_length; name more text.",
+        )
+
+    def read(self, window_B, lane_B, example_B=None, key_B=None):
+        """window_B: numbers of the windows; lane_B: of those in which their lanes begin.
+
+        example_B, key_B: the number of each example, and that which with the seed fixes its noise.
+        """
+        if self.examples:
+            return self._made(window_B, example_B, key_B)
+        if len(self.stores) == 1:
+            return self._causal(self.stores[0], window_B, lane_B)
+        batch, source_B = {}, np.searchsorted(self.firsts, window_B, "right") - 1
+        for source in np.unique(source_B):
+            rows, first = source_B == source, self.firsts[source]
+            store = self.stores[source]
+            causal = self._causal(store, window_B[rows] - first, lane_B[rows] - first)
+            for name, array in causal.items():
+                batch.setdefault(name, np.empty((len(rows), self.length), array.dtype))
+                batch[name][rows] = array
+        return batch
+
+    def _causal(self, store, window_B, lane_B):
         start_B, origin_B = window_B * self.length, lane_B * self.length
-        batch = pack.read(self.store.tokens, start_B, self.length)
+        batch = pack.read(store.tokens, start_B, self.length)
         if self.separate:
-            found = pack.documents(self.store.starts, start_B, self.length, origin_B)
+            found = pack.documents(store.starts, start_B, self.length, origin_B)
             real = batch["weights"].astype(np.int32)
             batch["segments"], batch["positions"] = (array * real for array in found)
         return batch
+
+    def _made(self, window_B, example_B, key_B):
+        rows, makers = [], self.examples.choose(example_B, self.seed)
+        for make, window, key in zip(makers, window_B, key_B, strict=True):
+            at = min(window, self.num_windows - 1)
+            rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, key], np.uint64)))
+            row = make(self.window(at), rng, functools.partial(self._another, at))
+            ended = window > at  # an example that counts for nothing
+            rows.append({k: np.zeros_like(x) for k, x in row.items()} if ended else row)
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def window(self, number):
+        """The tokens of a window: `length` of them, or fewer at the end of a source's part."""
+        source = np.searchsorted(self.firsts, number, "right") - 1
+        start = (number - self.firsts[source]) * self.length
+        return np.asarray(self.stores[source].tokens[start : start + self.length], np.int32)
+
+    def _another(self, window, rng):
+        """The tokens of a window drawn from all others."""
+        other = int(rng.random() * (self.num_windows - 1))
+        return self.window(other + (other >= window))
 
 
 class Batches(Windows):
     """Training batches without end; every epoch reads each window once, in an order of its own.
 
     Left out are the last tokens, too few for a window; in the contiguous order also the windows
-    that would make lanes unequal, and there a lane begins again where it ended.
+    that would make lanes unequal, and there a lane begins again where it ended. Of several sources
+    each has its epochs. examples: what lm.objectives.builder makes; None: causal.
     """
 
-    def __init__(self, store, config, seed):
-        super().__init__(store, config)
-        self.seed = seed
-        self.num_windows = (store.num_tokens - 1) // self.length
-        lanes = self.batch_size if self.contiguous else 1
-        longest = (store.num_tokens - 1) // lanes
-        remedy = f"make it {longest} or less, or name" if longest > 0 else "name"
-        require(
-            self.num_windows >= lanes,
-            f"the training part has {store.num_tokens} tokens; {lanes} x data.sequence_length="
-            f"{self.length} needs {lanes * self.length + 1}: {remedy} more text.",
-        )
+    def __init__(self, store, config, seed, examples=None):
+        super().__init__(store, config, examples, seed)
+        lanes, after = (self.batch_size if self.contiguous else 1), (0 if examples else 1)
+        for each in self.stores:
+            longest = (each.num_tokens - after) // lanes
+            remedy = f"make it {longest} or less, or name" if longest > 0 else "name"
+            length = f"data.sequence_length={config.sequence_length}"
+            if examples:
+                length, remedy = f"{self.length} tokens of an example", "name"
+            require(
+                (each.num_tokens - after) // self.length >= lanes,
+                f"the training part has {each.num_tokens} tokens; {lanes} x {length} needs "
+                f"{lanes * self.length + after}: {remedy} more text.",
+            )
         self._order = functools.lru_cache(4)(self._order_of)
+        self.count(lambda store: (store.num_tokens - after) // self.length)
 
     def rows(self, step, rows):
         """The rows of the batch of a step whose numbers are `rows`, integers in any order."""
@@ -73,13 +134,23 @@ class Batches(Windows):
         example_B = int(step) * self.batch_size + row_B
         first = example_B.min() // ORDERED
         order = [self._order(block) for block in range(first, example_B.max() // ORDERED + 1)]
-        window_B = np.concatenate(order)[example_B - first * ORDERED]
-        return self.read(window_B, window_B)
+        window_B, key_B = np.concatenate(order, axis=1)[:, example_B - first * ORDERED]
+        return self.read(window_B, window_B, example_B, key_B)
 
     def _order_of(self, block):
+        """(windows, keys of their noise) of the examples of a block, int64 (2, ORDERED)."""
         example = block * ORDERED + np.arange(ORDERED)
-        epoch, place = np.divmod(example, self.num_windows)
-        return pack.permutation(place, self.num_windows, self.seed, epoch)
+        source, index = np.zeros_like(example), example
+        if len(self.stores) > 1:
+            source, index = mixture.assign(example, self.weights, self.seed + (1 << 48))
+        window, epoch = np.empty((2, ORDERED), np.int64)
+        for number, (first, count) in enumerate(zip(self.firsts, self.counts, strict=True)):
+            of = source == number
+            epoch[of], place = np.divmod(index[of], count)
+            seed = self.seed + (number << 32)
+            window[of] = first + pack.permutation(place, count, seed, epoch[of])
+        copies = self.examples.copies if self.examples else 0
+        return np.stack([window, window * copies + epoch % copies if copies else example])
 
     def fingerprint(self, step):
         """Hexadecimal hash of all that the batch of a step holds."""
@@ -90,16 +161,21 @@ class Batches(Windows):
 
 
 class ValidationBatches(Windows):
-    """A whole part in len() batches: each token but the first is a target of weight 1 once."""
+    """A whole part in len() batches, the same each time: one source after the other.
 
-    def __init__(self, store, config):
-        super().__init__(store, config)
-        require(
-            store.num_tokens >= 2,
-            f"the validation part has {store.num_tokens} tokens and needs 2 or more; "
-            "name more text, or a data.validation_path.",
-        )
-        self.num_windows = -(-(store.num_tokens - 1) // self.length)
+    Causal: each token but the first of a source is a target of weight 1 once. Else, examples of all
+    windows of 2 tokens or more.
+    """
+
+    def __init__(self, store, config, examples=None):
+        super().__init__(store, config, examples, VALIDATION_SEED)
+        for each in self.stores:
+            require(
+                each.num_tokens >= 2,
+                f"the validation part has {each.num_tokens} tokens and needs 2 or more; "
+                "name more text, or a data.validation_path.",
+            )
+        self.count(lambda store: -(-(store.num_tokens - 1) // self.length))
 
     def __len__(self):
         return -(-self.num_windows // self.batch_size)
@@ -110,7 +186,7 @@ class ValidationBatches(Windows):
         if self.contiguous:
             return self.read(row_B * len(self) + number, row_B * len(self))
         window_B = number * self.batch_size + row_B
-        return self.read(window_B, window_B)
+        return self.read(window_B, window_B, window_B, window_B)
 
 
 def place(batches, step, sharding, accumulation=None):
@@ -118,20 +194,20 @@ def place(batches, step, sharding, accumulation=None):
 
     sharding: of arrays of that rank. A process reads the rows that its devices hold, no others.
     """
-    size, length = batches.batch_size, batches.length
-    shape = (accumulation, size // accumulation, length) if accumulation else (size, length)
-    here = np.zeros(shape[:-1], bool)
-    for index in sharding.addressable_devices_indices_map(shape).values():
+    size = batches.batch_size
+    leading = (accumulation, size // accumulation) if accumulation else (size,)
+    here = np.zeros(leading, bool)
+    for index in sharding.addressable_devices_indices_map((*leading, batches.length)).values():
         here[index[:-1]] = True
     rows = np.flatnonzero(here)
 
     def placed(array):
         whole = array
         if len(rows) < size:
-            whole = np.empty((size, length), array.dtype)
+            whole = np.empty((size, array.shape[1]), array.dtype)
             whole[rows] = array
-        whole = whole.reshape(shape)
-        return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
+        whole = whole.reshape(*leading, array.shape[1])
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return {name: placed(array) for name, array in batches.rows(step, rows).items()}
 

@@ -8,10 +8,12 @@ its last, that it ends.
 import functools
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from lm.data import mixture
 from lm.data import tokenizer as tokenizers
 from lm.data.cache import cache_root, hash_of, published, report
 from lm.data.sources import read_corpus, split
@@ -40,15 +42,53 @@ class TokenStore:
     def num_documents(self):
         return len(self.starts)
 
+    @property
+    def stores(self):
+        return (self,)
+
+    @property
+    def weights(self):
+        return (1,)
+
+
+@dataclass(frozen=True)
+class MixedStore:
+    """A part of several sources: TokenStores, and integers in whose proportions they are mixed."""
+
+    stores: tuple
+    weights: tuple
+
+    @property
+    def num_tokens(self):
+        return sum(store.num_tokens for store in self.stores)
+
+    @property
+    def num_documents(self):
+        return sum(store.num_documents for store in self.stores)
+
+    @property
+    def num_bytes(self):
+        return sum(store.num_bytes for store in self.stores)
+
 
 @dataclass(frozen=True)
 class Data:
     """What a run reads. Equal keys mean equal tokens: same content, split and tokenizer."""
 
     tokenizer: tokenizers.Tokenizer
-    train: TokenStore
-    validation: TokenStore
+    train: TokenStore | MixedStore
+    validation: TokenStore | MixedStore
     key: str
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A source: content, a hash; size in bytes; parts() gives two functions, as split() does."""
+
+    path: str
+    content: str
+    size: int
+    parts: Callable
 
 
 def open_data(config, tokenizer=None):
@@ -57,39 +97,82 @@ def open_data(config, tokenizer=None):
     tokenizer: that of the run to resume, instead of the one that data.tokenizer names.
     """
     cache = cache_root(config.cache)
-    corpus = read_corpus("data.path", config.path, config.text_key, cache)
-    other, held_out = None, config.validation_fraction
-    if path := config.validation_path:
-        other = read_corpus("data.validation_path", path, config.text_key, cache)
-        held_out = other.hash
-    content = hash_of([FORMAT, corpus.hash, held_out])
-    parts = functools.cache(lambda: split(corpus, other, config.validation_fraction))
+    paths, others, weights = _paths(config)
+    texts = [_texts(config, *each, cache) for each in zip(paths, others, strict=True)]
+    special, _ = tokenizers.special_tokens(config.tokenizer, config.special_tokens)
     tokenizer = tokenizer or tokenizers.find(config.tokenizer)
     if not tokenizer:
-        folder = cache / "tokenizers" / hash_of([content, config.tokenizer, config.tokenizer_size])
-        published(folder, lambda empty: _train(config, corpus.size, *parts()).save(empty))
+        contents = [each.content for each in texts]
+        trained = [*contents, config.tokenizer, config.tokenizer_size, special]
+        folder = cache / "tokenizers" / hash_of(trained)
+        published(folder, lambda empty: _train(config, texts).save(empty))
         tokenizer = tokenizers.load(folder)
-    key = hash_of([content, tokenizer.fingerprint])
+    keys, trains, validations = zip(
+        *(_stores(each, tokenizer, cache) for each in texts), strict=True
+    )
+    if len(texts) == 1:
+        return Data(tokenizer, trains[0], validations[0], keys[0])
+    train, validation = (MixedStore(stores, weights) for stores in (trains, validations))
+    return Data(tokenizer, train, validation, hash_of([keys, weights]))
+
+
+def _paths(config):
+    """(paths, validation paths, weights) of a DataConfig's sources, as many of each."""
+    if not config.weights:
+        return [config.path], [config.validation_path], (1,)
+    weights = mixture.integers("data.weights", config.weights.split(","))
+    paths = [path.strip() for path in config.path.split(",")]
+    others = [path.strip() for path in config.validation_path.split(",")]
+    others = others if config.validation_path else [""] * len(paths)
+    for key, found in (("path", paths), ("validation_path", others)):
+        require(
+            len(found) == len(weights),
+            f"data.weights={config.weights} is for {len(weights)} sources, and data.{key} names "
+            f"{len(found)}; separate as many with commas.",
+        )
+    return paths, others, weights
+
+
+def _texts(config, path, validation_path, cache):
+    corpus = read_corpus("data.path", path, config.text_key, cache)
+    other, held_out = None, config.validation_fraction
+    if validation_path:
+        other = read_corpus("data.validation_path", validation_path, config.text_key, cache)
+        held_out = other.hash
+    parts = functools.cache(lambda: split(corpus, other, config.validation_fraction))
+    return Texts(path, hash_of([FORMAT, corpus.hash, held_out]), corpus.size, parts)
+
+
+def _stores(texts, tokenizer, cache):
+    """(key, training part, validation part) of a source."""
+    # [SEP] stands between WordPiece's documents, which it did not always.
+    between = ["[SEP]"] if tokenizer.kind == "wordpiece" else []
+    key = hash_of([texts.content, tokenizer.fingerprint, *between])
     folder = cache / "tokens" / key
-    num_bytes = published(folder, lambda empty: _write(empty, parts(), tokenizer))
+    num_bytes = published(folder, lambda empty: _write(empty, texts.parts(), tokenizer))
     train, validation = (_open(folder, part, tokenizer, num_bytes[part]) for part in PARTS)
     require(
         train.num_tokens and validation.num_tokens,
-        f"data.path={config.path} gives {train.num_tokens} tokens for training and "
+        f"data.path={texts.path} gives {train.num_tokens} tokens for training and "
         f"{validation.num_tokens} for validation; name more text, or a data.validation_path.",
     )
-    return Data(tokenizer, train, validation, key)
+    return key, train, validation
 
 
-def _train(config, num_bytes, train, validation):
-    """A tokenizer learns from the training part, but an alphabet must do for both."""
+def _train(config, texts):
+    """A tokenizer learns from the training parts, but an alphabet must do for all."""
+    trains, validations = zip(*(each.parts() for each in texts), strict=True)
+    documents = itertools.chain.from_iterable
     if config.tokenizer == "characters":
-        pieces = _pieces(itertools.chain(train(), validation()), "collecting characters")
+        parts = (part() for part in (*trains, *validations))
+        pieces = _pieces(documents(parts), "collecting characters")
     else:
-        pieces = _pieces(train(), "reading text for the tokenizer")
-        pieces = itertools.islice(pieces, 0, None, 1 + num_bytes // SAMPLE)
-    texts = (piece for _, piece in pieces)
-    return tokenizers.train_tokenizer(config.tokenizer, texts, config.tokenizer_size)
+        pieces = _pieces(documents(part() for part in trains), "reading text for the tokenizer")
+        pieces = itertools.islice(pieces, 0, None, 1 + sum(each.size for each in texts) // SAMPLE)
+    pieces = (piece for _, piece in pieces)
+    return tokenizers.train_tokenizer(
+        config.tokenizer, pieces, config.tokenizer_size, config.special_tokens
+    )
 
 
 def _dtype(tokenizer):

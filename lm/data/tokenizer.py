@@ -1,11 +1,15 @@
-"""Text to tokens and back: byte-level BPE or any tokenizer.json of Hugging Face, bytes, characters.
+"""Text to tokens and back: BPE, WordPiece, Unigram, any tokenizer.json of Hugging Face, bytes,
+characters.
 
 A tokenizer is its definition, a JSON text: `save` writes that text, `load` reads it, the
 fingerprint is its hash. For bytes and characters it is tagged with "kind"; all else is the format
 of the library `tokenizers`.
 """
 
+import collections
+import functools
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -13,27 +17,62 @@ import numpy as np
 
 from lm.errors import UserError, did_you_mean, require, require_in
 
-KINDS = ("bpe", "bytes", "characters")
+KINDS = ("bpe", "wordpiece", "unigram", "bytes", "characters")
 END_OF_TEXT = "<|endoftext|>"
 # What other tokenizers call it, in the order in which they are looked for.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+# What special tokens are for, and what tokenizers call them, in the order of search.
+ROLES = {
+    "mask": ("[MASK]", "<mask>"),
+    "begin": ("[CLS]", "<s>"),
+    "end": ("[SEP]", "</s>", *END_OF_TEXT_NAMES),
+    "pad": ("[PAD]", "<pad>"),
+    "unknown": ("[UNK]", "<unk>"),
+}
+MODES = ("[NLU]", "[S2S]", "[NLG]")  # UL2's denoisers R, S and X: arXiv:2205.05131, 3.1.2
+SENTINELS = 100  # T5's
+# data.special_tokens, the default first: the special tokens that open a vocabulary trained here,
+# and those that end it.
+BERT = (("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), ())
+ROBERTA = (("<s>", "<pad>", "</s>", "<unk>"), ("<mask>",))
+T5 = (
+    ("<pad>", "</s>", "<unk>"),
+    (*MODES, *(f"<extra_id_{i}>" for i in reversed(range(SENTINELS)))),
+)
+SPECIAL_TOKENS = {
+    "bpe": {"end": ((END_OF_TEXT,), ()), "mask": ROBERTA, "sentinels": T5},
+    "wordpiece": {"mask": BERT, "sentinels": T5},
+    "unigram": {"sentinels": T5, "mask": ROBERTA},
+}
+# GPT-2's pre-tokenization, as a pattern; no contractions.
+PARTS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+SPACE = "▁"  # SentencePiece's
+# How a token begins that begins a word: white space as text, as SentencePiece's, as byte-level's.
+WORD_STARTS = tuple(f" \n\t\r{SPACE}ĠĊĉč")
+SENTENCE_ENDS = (".", "!", "?", "。", "！", "？", "\n", "Ċ")
 
 
 class Tokenizer:
     """What all kinds share.
 
     kind: "bytes", "characters", or the library's name of its model: "bpe", "unigram" and so on.
-    size: one more than the largest token. end_of_text: the token that opens each document, or None.
+    size: one more than the largest token. end_of_text: the token that opens each document, or None;
+    </s> of T5's and RoBERTa's, [SEP] of WordPiece's. special: {role: token} of those ROLES that it
+    has, and, where it has them, "sentinels": list of tokens, and "modes": {name: token}.
     fingerprint: hash of the definition; equal fingerprints mean equal tokens.
     """
 
-    def __init__(self, kind, size, end_of_text, definition):
+    def __init__(self, kind, size, end_of_text, definition, special):
         self.kind, self.size, self.end_of_text = kind, size, end_of_text
+        self.special = special
         self.definition = definition
         self.fingerprint = hashlib.blake2b(definition.encode(), digest_size=16).hexdigest()
 
-    def encode(self, text):
-        """int32 tokens of a text; the name of a special token in it is ordinary text."""
+    def encode(self, text, special=False):
+        """int32 tokens of a text; the name of a special token in it is ordinary text.
+
+        special=True: it is that token, as a prompt with a <mask> to fill in needs it.
+        """
         return self.encode_many([text.encode(errors="replace").decode()])[0]
 
     def encode_many(self, texts):
@@ -47,6 +86,31 @@ class Tokenizer:
         """
         raise NotImplementedError
 
+    def pieces(self):
+        """{how it is written: token} of all but the special tokens."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def ordinary(self):
+        """All tokens but the special ones, sorted, int32."""
+        return np.array(sorted(self.pieces().values()), np.int32)
+
+    def table(self, test):
+        """bool (size,): of which tokens test(how it is written) is true; of no special one."""
+        table = np.zeros(self.size, bool)
+        table[[token for piece, token in self.pieces().items() if test(piece)]] = True
+        return table
+
+    def word_starts(self):
+        """bool (size,): which tokens begin a word; the others go on with one."""
+        if self.kind == "wordpiece":
+            return self.table(lambda piece: not piece.startswith("##"))
+        return self.table(lambda piece: piece.startswith(WORD_STARTS))
+
+    def sentence_ends(self):
+        """bool (size,): which tokens end a sentence: a full stop, or the like, or a line's end."""
+        return self.table(lambda piece: piece.endswith(SENTENCE_ENDS))
+
     def save(self, folder):
         """Writes folder/tokenizer.json, whole or not at all."""
         half = Path(folder) / "tokenizer.json.half"
@@ -58,7 +122,10 @@ class ByteTokenizer(Tokenizer):
     """The bytes of UTF-8, and 256 for end of text."""
 
     def __init__(self):
-        super().__init__("bytes", 257, 256, json.dumps({"kind": "bytes"}))
+        super().__init__("bytes", 257, 256, json.dumps({"kind": "bytes"}), {"end": 256})
+
+    def pieces(self):
+        return {chr(i): i for i in range(256)}
 
     def encode_many(self, texts):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
@@ -74,12 +141,15 @@ class CharacterTokenizer(Tokenizer):
 
     def __init__(self, characters):
         definition = json.dumps({"kind": "characters", "characters": characters})
-        super().__init__("characters", len(characters), None, definition)
+        super().__init__("characters", len(characters), None, definition, {})
         self.characters = characters
         points = [ord(character) for character in characters]
         # The token of each code point: -1 if it has none, as the point after the last.
         self.token_of = np.full(max(points, default=0) + 2, -1, np.int32)
         self.token_of[points] = np.arange(len(points))
+
+    def pieces(self):
+        return {character: i for i, character in enumerate(self.characters)}
 
     def encode_many(self, texts):
         return [self._encode(text) for text in texts]
@@ -121,12 +191,36 @@ class LibraryTokenizer(Tokenizer):
         library.no_truncation()
         library.encode_special_tokens = True  # their names in a text are ordinary text
         added = library.get_added_tokens_decoder().items()
-        special = {token.content: number for number, token in added if token.special}
-        end_of_text = next((special[name] for name in END_OF_TEXT_NAMES if name in special), None)
+        self.added = {token.content: number for number, token in added if token.special}
         kind = type(library.model).__name__.lower()
+        names = (*END_OF_TEXT_NAMES, *(["[SEP]"] if kind == "wordpiece" else []))
         # Not get_vocab_size(): some vocabularies have gaps.
-        super().__init__(kind, max(library.get_vocab().values()) + 1, end_of_text, definition)
+        size = max(library.get_vocab().values()) + 1
+        super().__init__(kind, size, self._first(names), definition, self._special())
         self.library = library
+
+    def _first(self, names):
+        """The token of the first of these names that a special token has, or None."""
+        return next((self.added[name] for name in names if name in self.added), None)
+
+    def _special(self):
+        found = {role: self._first(names) for role, names in ROLES.items()}
+        special = {role: token for role, token in found.items() if token is not None}
+        numbered = (self.added.get(f"<extra_id_{i}>") for i in itertools.count())
+        sentinels = list(itertools.takewhile(lambda token: token is not None, numbered))
+        modes = {name: self.added[name] for name in MODES if name in self.added}
+        return special | {k: v for k, v in (("sentinels", sentinels), ("modes", modes)) if v}
+
+    def pieces(self):
+        pieces = self.library.get_vocab(with_added_tokens=True)
+        return {piece: token for piece, token in pieces.items() if piece not in self.added}
+
+    def encode(self, text, special=False):
+        self.library.encode_special_tokens = not special
+        try:
+            return super().encode(text)
+        finally:
+            self.library.encode_special_tokens = True
 
     def encode_many(self, texts):
         encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
@@ -178,14 +272,31 @@ def find(name):
     return load(name)
 
 
-def train_tokenizer(kind, texts, size):
-    """A Tokenizer for the texts, an iterable of str.
+def special_tokens(kind, name):
+    """(which of SPECIAL_TOKENS a tokenizer of this kind gets, those tokens); "" is its default."""
+    if kind not in SPECIAL_TOKENS:
+        require(
+            not name,
+            f"data.special_tokens={name!r} is for a tokenizer that is trained here, and "
+            f"data.tokenizer={kind!r} is not; leave it empty, or train one of "
+            f"{', '.join(SPECIAL_TOKENS)}.",
+        )
+        return "", ((), ())
+    name = name or next(iter(SPECIAL_TOKENS[kind]))
+    require_in(f"data.special_tokens (of {kind})", name, SPECIAL_TOKENS[kind])
+    return name, SPECIAL_TOKENS[kind][name]
+
+
+def train_tokenizer(kind, texts, size, special=""):
+    """A Tokenizer for the texts, an iterable of str; the same texts give the same tokenizer.
 
     "bpe": byte-level, at most `size` tokens, GPT-2's pre-tokenization (Radford et al. 2019, section
-    2.2); the same texts give the same tokenizer. "characters": those that occur. "bytes": always
-    the same.
+    2.2). "wordpiece": lower-case, as BERT's. "unigram": as SentencePiece's (arXiv:1804.10959), with
+    bytes for what its pieces cannot spell. "characters": those that occur. "bytes": always the
+    same. special: data.special_tokens.
     """
     require_in("data.tokenizer", kind, KINDS)
+    _, (first, last) = special_tokens(kind, special)
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "characters":
@@ -193,10 +304,23 @@ def train_tokenizer(kind, texts, size):
         for text in texts:
             characters.update(text)
         return CharacterTokenizer("".join(sorted(characters)))
+    # Of unigram and wordpiece: some pieces, or letters, besides.
+    least = {"bpe": 256, "unigram": 256 + 16, "wordpiece": 64}[kind] + len(first) + len(last)
     require(
-        size >= 257,
-        f"data.tokenizer_size={size} is too small for bpe; bytes and end of text need 257 or more.",
+        size >= least,
+        f"data.tokenizer_size={size} is too small for {kind}; its bytes or letters and its special "
+        f"tokens need {least} or more.",
     )
+    train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[kind]
+    library = train(texts, size - len(last), list(first))
+    from tokenizers import AddedToken
+
+    # The blank of a text takes the space before it with it, as the words do that it stands for.
+    library.add_special_tokens([AddedToken(name, lstrip=name[0] == "<") for name in last])
+    return LibraryTokenizer(library.to_str())
+
+
+def _train_bpe(texts, size, special):
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -206,9 +330,77 @@ def train_tokenizer(kind, texts, size):
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=2,  # a pair seen once is no regularity
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
-    return LibraryTokenizer(library.to_str())
+    return library
+
+
+def _train_wordpiece(texts, size, special):
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    unknown = next(name for name in special if name in ROLES["unknown"])
+    library = Library(models.WordPiece({}, unk_token=unknown))
+    library.normalizer = normalizers.BertNormalizer()
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece()
+    # The trainer breaks ties by the order in which it meets letters, which differs between runs;
+    # given as special tokens they come in ours. The rarest are left unknown.
+    texts, letters = list(texts), collections.Counter()
+    for text in texts:
+        letters.update(library.normalizer.normalize_str(text))
+    known = (letter for letter in letters if not letter.isspace())
+    kept = sorted(sorted(known, key=lambda letter: (-letters[letter], letter))[: size // 8])
+    alphabet = [form for letter in kept for form in (letter, f"##{letter}")]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=special + alphabet,
+        initial_alphabet=kept,
+        limit_alphabet=len(kept),
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    definition = json.loads(library.to_str())
+    definition["added_tokens"] = definition["added_tokens"][: len(special)]
+    return Library.from_str(json.dumps(definition))
+
+
+def _train_unigram(texts, size, special):
+    from tokenizers import Regex, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders as d
+
+    library = Library(models.Unigram())
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PARTS), "isolated"),
+            pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False),
+        ]
+    )
+    library.decoder = d.Sequence([d.Replace(SPACE, " "), d.ByteFallback(), d.Fuse()])
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
+    unknown = next(name for name in special if name in ROLES["unknown"])
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size - len(spelled),
+        special_tokens=special,
+        unk_token=unknown,
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    # The last digits of scores, and so their order, differ from run to run; so do the scores of
+    # letters that are no pieces by themselves, which the trainer sets 0.0001 apart at the lowest.
+    # Where letters alone are more than fit, the rarest are spelled in bytes.
+    found = json.loads(library.to_str())["model"]["vocab"][len(special) :]
+    lowest = min((score for _, score in found), default=0)
+    near = lowest + 1e-3 + 1e-4 * sum(len(piece) == 1 for piece, _ in found)
+    scores = {p: lowest if len(p) == 1 and score < near else score for p, score in found}
+    found = [(piece, round(score, 3)) for piece, score in scores.items()]
+    found = sorted(found, key=lambda x: (-x[1], x[0]))
+    found = found[: size - len(special) - len(spelled)]
+    vocabulary = [*((name, 0.0) for name in (*special, *spelled)), *found]
+    library.model = models.Unigram(vocabulary, special.index(unknown), byte_fallback=True)
+    return library

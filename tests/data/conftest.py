@@ -19,6 +19,9 @@ def config(tmp_path):
         "separate_documents": True,
         "prefetch": 2,
         "cache": str(tmp_path / "cache"),
+        "weights": "",
+        "special_tokens": "",
+        "target_length": 0,
     }
     return lambda **changes: DataConfig(
         **{**keys, **{k: str(v) if k == "path" else v for k, v in changes.items()}}

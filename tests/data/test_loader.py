@@ -1,5 +1,6 @@
 """Batches: all of the data, in any order, on any number of hosts, without a state."""
 
+import collections
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm.data.loader import Batches, ValidationBatches, place, prefetch
-from lm.data.store import TokenStore
+from lm.data.store import MixedStore, TokenStore
 from lm.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -287,3 +288,153 @@ def test_prefetch_returns_what_is_placed_without_it(config):
     for step, placed in enumerate(prefetch(lambda s: place(batches, s, sharding, 2), range(6), 2)):
         for name, array in whole(batches, step).items():
             assert np.array_equal(np.asarray(placed[name]).reshape(array.shape), array)
+
+
+class Recorder:
+    """Examples that say what they were given: their first token, their number's noise."""
+
+    raw_length, copies, several_windows = 16, 0, True
+
+    def choose(self, example_B, seed):
+        return [self] * len(example_B)
+
+    def __call__(self, tokens, rng, another):
+        other = another(rng)
+        assert not {*other} & {*tokens}
+        return {
+            "tokens": np.resize(tokens, 16).astype(np.int32),
+            "noise": (rng.random(3) * 2**30).astype(np.int32),
+            "length": np.array([len(tokens)], np.int32),
+            "weights": np.ones(1, np.float32),
+        }
+
+
+def test_examples_read_every_window_once_with_a_noise_of_their_own(config):
+    store, keys = make_store(1000), config(separate_documents=False)
+    batches = Batches(store, keys, 3, Recorder())
+    assert batches.num_windows == 1000 // 16
+    seen, noises = [], set()
+    for step in range(62 // 2 * 3):
+        batch = whole(batches, step)
+        assert (batch["length"] == 16).all()
+        seen += batch["tokens"][:, 0].tolist()
+        noises |= {tuple(noise) for noise in batch["noise"].tolist()}
+    assert len(noises) == len(seen)
+    for epoch in range(6):
+        assert sorted(seen[epoch * 62 : epoch * 62 + 62]) == list(range(0, 992, 16))
+    for hosts in (1, 2, 4):
+        for name, array in whole(batches, 10**9).items():
+            for host in range(hosts):
+                part = Batches(store, keys, 3, Recorder()).rows(10**9, np.arange(host, 4, hosts))
+                assert np.array_equal(part[name], array[host::hosts])
+    assert not np.array_equal(
+        whole(batches, 5)["noise"], whole(Batches(store, keys, 4, Recorder()), 5)["noise"]
+    )
+
+
+def test_static_noise_depends_on_the_window_and_the_copy(config):
+    store, keys, static = make_store(163), config(separate_documents=False), Recorder()
+    static.copies = 3
+    batches, noise_of = Batches(store, keys, 3, static), [{} for _ in range(9)]
+    assert batches.num_windows == 10
+    for example in range(90):
+        row = batches.rows(example // 4, [example % 4])
+        noise_of[example // 10][int(row["tokens"][0, 0])] = tuple(row["noise"][0].tolist())
+    for epoch in range(9):
+        assert len(noise_of[epoch]) == 10
+        assert noise_of[epoch] == noise_of[epoch % 3]
+    assert len({noise for epoch in noise_of for noise in epoch.values()}) == 30
+
+
+def test_validation_examples_are_the_same_each_time(config):
+    for size in (34, 160, 161, 162, 177):
+        batches = ValidationBatches(make_store(size), config(separate_documents=False), Recorder())
+        found = [whole(batches, number) for number in range(len(batches))]
+        again = [whole(batches, number) for number in range(len(batches))]
+        lengths = np.concatenate([batch["length"] for batch in found])[:, 0]
+        real = np.concatenate([batch["weights"] for batch in found])[:, 0] == 1
+        tail = size % 16
+        assert lengths[real].tolist() == [16] * (size // 16) + [tail] * (tail >= 2)
+        assert not lengths[~real].any()
+        for one, two in zip(found, again, strict=True):
+            assert all(np.array_equal(one[name], two[name]) for name in one)
+        last = batches.rows(len(batches) - 1, [3])  # a host that has padding only
+        assert all(np.array_equal(last[name][0], found[-1][name][3]) for name in last)
+
+
+def mixed(*sizes, weights):
+    """Sources whose tokens are their own places, and a million more from one to the next."""
+    stores = [make_store(size) for size in sizes]
+    stores = [
+        TokenStore(store.tokens + 10**6 * i, store.starts, size)
+        for i, (store, size) in enumerate(zip(stores, sizes, strict=True))
+    ]
+    return MixedStore(tuple(stores), weights)
+
+
+@pytest.mark.parametrize("examples", [None, Recorder()])
+def test_sources_are_mixed_exactly_and_each_is_read_whole(examples, config):
+    store, seen = mixed(2000, 800, weights=(3, 1)), []
+    keys = config(separate_documents=False, batch_size=64)
+    batches = Batches(store, keys, 3, examples)
+    for step in range(128):
+        seen += whole(batches, step)["tokens"][:, 0].tolist()
+    for block in (seen[:4096], seen[4096:]):
+        assert sum(token < 10**6 for token in block) == 3072
+    for source, number in ((0, 2000 // 16 - (not examples)), (1, 800 // 16 - (not examples))):
+        # Blocks of 4096 examples are shuffled, so an epoch's order is but its windows' one.
+        count = collections.Counter(token for token in seen if token // 10**6 == source)
+        assert sorted(count) == [10**6 * source + 16 * i for i in range(number)]
+        assert max(count.values()) - min(count.values()) <= 1
+    for hosts in (2, 4):
+        for name, array in whole(batches, 10**9).items():
+            part = Batches(store, keys, 3, examples).rows(10**9, np.arange(1, 64, hosts))
+            assert np.array_equal(part[name], array[1::hosts])
+
+
+def test_validation_reads_one_source_after_the_other(config):
+    store = mixed(161, 100, weights=(3, 1))
+    batches, targets = ValidationBatches(store, config()), []
+    for number in range(len(batches)):
+        batch = whole(batches, number)
+        targets += batch["targets"][batch["weights"] == 1].tolist()
+        assert (batch["segments"] > 0).tolist() == (batch["weights"] == 1).tolist()
+    assert targets == [*range(1, 161), *range(10**6 + 1, 10**6 + 100)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_arrays_of_several_widths_are_placed(shape, config):
+    batches = Batches(
+        make_store(5000), config(batch_size=24, separate_documents=False), 1, Recorder()
+    )
+    sharding = NamedSharding(mesh_of(*shape), P(None, ("data", "fsdp"), None))
+    placed, expected = place(batches, 7, sharding, 3), whole(batches, 7)
+    for name, array in placed.items():
+        assert array.shape == (3, 8, expected[name].shape[1])
+        assert np.array_equal(np.asarray(array).reshape(24, -1), expected[name])
+
+
+def test_what_examples_cannot_do_is_one_line(config):
+    shuffled = config(separate_documents=False)
+    contiguous = config(order="contiguous")
+    for make, message in (
+        (
+            lambda: Batches(mixed(99, 99, weights=(1, 1)), contiguous, 0),
+            "data.order='contiguous' is for one source",
+        ),
+        (
+            lambda: Batches(make_store(15), shuffled, 0, Recorder()),
+            "has 15 tokens; 1 x 16 tokens of an example needs 16: name more text",
+        ),
+        (
+            lambda: Batches(make_store(31), shuffled, 0, Recorder()),
+            "objective.next_sentence=True takes text from elsewhere",
+        ),
+        (
+            lambda: Batches(mixed(99, 9, weights=(1, 1)), shuffled, 0),
+            "the training part has 9 tokens",
+        ),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            make()
+        assert "\n" not in str(caught.value)

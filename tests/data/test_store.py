@@ -135,7 +135,7 @@ def test_a_sample_of_a_large_text_trains_the_tokenizer(config, tmp_path, monkeyp
     monkeypatch.setattr(
         tokenizer,
         "train_tokenizer",
-        lambda kind, texts, size: train(kind, seen.extend(texts) or [], size),
+        lambda kind, texts, size, special: train(kind, seen.extend(texts) or [], size, special),
     )
     data = open_data(config(path=tmp_path / "a.jsonl", tokenizer="bpe"))
     every = 1 + (tmp_path / "a.jsonl").stat().st_size // 2000
@@ -203,6 +203,50 @@ def test_two_processes_and_one_killed_half_way(config, tmp_path):
     assert folder.name == data.key
 
 
+def test_sources_with_one_tokenizer_and_stores_of_their_own(config, tmp_path):
+    for name, text in (("a", "abab" * 300), ("b", "cdcd" * 200), ("c", "efef" * 100)):
+        (tmp_path / name).write_text(text)
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    data = open_data(config(path=f"{a}, {b}", weights="3,1", tokenizer="bpe"))
+    assert {"abab", "cdcd"} <= {*data.tokenizer.library.get_vocab()}
+    assert data.train.weights == data.validation.weights == (3, 1)
+    for part in (data.train, data.validation):
+        for name in ("num_tokens", "num_bytes", "num_documents"):
+            assert getattr(part, name) == sum(getattr(store, name) for store in part.stores)
+    alone = open_data(config(path=b), data.tokenizer)
+    assert np.array_equal(alone.train.tokens, data.train.stores[1].tokens)
+    assert np.array_equal(alone.validation.tokens, data.validation.stores[1].tokens)
+    keys = [
+        open_data(config(path=path, weights=weights, tokenizer="bytes")).key
+        for path, weights in ((f"{a},{b}", "3,1"), (f"{a},{b}", "1,3"), (f"{b},{a}", "3,1"))
+    ]
+    keys.append(open_data(config(path=a, tokenizer="bytes")).key)
+    assert len({*keys}) == 4
+    assert open_data(config(path=f"{a},{b}", weights="6,2", tokenizer="bytes")).key == keys[0]
+    characters = open_data(config(path=f"{a},{b}", weights="1,1", tokenizer="characters"))
+    assert characters.tokenizer.characters == "abcd"
+    held_out = open_data(config(path=f"{a},{b}", weights="1,1", validation_path=f"{c},{a}"))
+    assert [len(store.tokens) for store in held_out.validation.stores] == [401, 1201]
+    assert [len(store.tokens) for store in held_out.train.stores] == [1201, 801]
+
+
+def test_special_tokens_are_part_of_a_tokenizer_and_of_what_it_gives(config, tmp_path):
+    (tmp_path / "text.txt").write_text(WORDS * 30)
+    end, mask = (
+        open_data(config(tokenizer="bpe", special_tokens=name)) for name in ("end", "mask")
+    )
+    assert end.key != mask.key
+    assert open_data(config(tokenizer="bpe")).key == end.key
+    assert "mask" not in end.tokenizer.special
+    assert (mask.train.tokens[mask.train.starts] == mask.tokenizer.special["end"]).all()
+    pieces = open_data(config(tokenizer="wordpiece"))
+    assert pieces.train.tokens[0] == pieces.tokenizer.special["end"] == 3
+    for keys in ({"tokenizer": "bytes"}, {"tokenizer": "bpe", "special_tokens": "masks"}):
+        with pytest.raises(UserError, match=r"data\.special_tokens") as caught:
+            open_data(config(**{"special_tokens": "mask", **keys}))
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("texts", "changes", "message"),
     [
@@ -211,6 +255,8 @@ def test_two_processes_and_one_killed_half_way(config, tmp_path):
         (["abc", "def"], {"tokenizer": "bpe", "tokenizer_size": 9}, "data.tokenizer_size=9"),
         (["abc"], {"validation_path": "/absent"}, "data.validation_path=/absent does not exist"),
         (["abc"], {"tokenizer": "byte"}, "data.tokenizer='byte'.*Did you mean 'bytes'"),
+        (["abc"], {"weights": "3,1"}, "data.weights=3,1 is for 2 sources, and data.path names 1"),
+        (["abc"], {"weights": "three"}, "data.weights=three must be numbers"),
     ],
 )
 def test_bad_input_is_one_line(texts, changes, message, config, tmp_path):
