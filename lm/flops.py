@@ -139,12 +139,12 @@ def training_flops_per_token(config, sequence_length, convention="causal", targe
             for name, size in sizes.items()
             if _multiplies(name, config)
         )
-        pairs = _twice_pairs(config, target)
-        pairs += config.mtp_depth * (pairs // config.num_layers)
+        windows = _windows(config, target)
+        pairs = _twice_pairs(config, target, windows + windows[-1:] * config.mtp_depth)
         if both:
-            pairs += (
-                _twice_pairs(config.encoder(), length) + 2 * config.num_layers * target * length
-            )
+            encoder = config.encoder()
+            pairs += _twice_pairs(encoder, length, _windows(encoder, length))
+            pairs += 2 * config.num_layers * target * length
         return (12 * products + 3 * pair * pairs) // (2 * length)
     windows = _windows(config, length)
     windows += windows[-1:] * config.mtp_depth
