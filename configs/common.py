@@ -51,3 +51,17 @@ def tiny(config, **model):
     config.evaluate.every_steps = 125
     config.checkpoint.every_steps = 50
     return config
+
+
+def preset(name, count, make, *sizes, **more):
+    """A preset as a row of a table of sizes: a function of nothing, that is make(*sizes, **more).
+
+    count: its parameters, for the docstring; a number, or a text that begins with it.
+    """
+
+    def function():
+        return make(*sizes, **more)
+
+    count = f"{count:,} parameters." if isinstance(count, int) else count
+    function.__name__, function.__module__, function.__doc__ = name, make.__module__, count
+    return function

@@ -68,13 +68,21 @@ def copy_tokenizer(source, target):
 
 
 def compare_logits(model, again):
-    """The largest difference of two models' logits. Raises RunError if they are not the same."""
+    """The largest difference of two models' logits, or of their states, if they have no head.
+
+    Raises RunError if they are not the same.
+    """
     from lm.errors import RunError
 
-    length = min(64, model.config.max_positions)
-    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, length))
-    expected, logits = np.asarray(model(tokens)), np.asarray(again(tokens))
-    difference = float(np.abs(expected - logits).max())
+    config = model.config
+    length = min(64, config.num_positions)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, length))
+    inputs = (tokens, tokens) if config.stack == "encoder_decoder" else (tokens,)
+    expected, found = (
+        np.asarray(each.hidden_states(*inputs) if config.head == "none" else each(*inputs))
+        for each in (model, again)
+    )
+    difference = float(np.abs(expected - found).max())
     if not difference <= CLOSE * max(1.0, float(np.abs(expected).max())):
         raise RunError(f"the export gives other logits than the model, by {difference:.2g}.")
     return difference

@@ -11,7 +11,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from tests.parity.decoders import VARIANTS
+from tests.parity.models import VARIANTS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 START, END = "<!-- systems -->\n", "<!-- /systems -->"
@@ -37,9 +37,30 @@ SYSTEMS = {
     "GPT-OSS": ("gpt_oss", "gpt_oss", "gpt_oss:tiny"),
     "DeepSeek V2": ("deepseek_v2", "deepseek_v2", "deepseek:tiny_v2 deepseek:tiny_v2_lite"),
     "DeepSeek V3": ("deepseek_v3", "deepseek_v3", "deepseek:tiny"),
+    "Transformer (2017), Marian": ("marian", "transformer marian", "transformer:tiny"),
+    "BERT": ("bert", "bert", "bert:tiny"),
+    "RoBERTa": ("roberta", "roberta", "roberta:tiny"),
+    "Longformer": ("longformer", "longformer", "longformer:tiny"),
+    "ModernBERT": ("modernbert", "modernbert", "modernbert:tiny"),
+    "T5 1.0": ("t5", "t5", "t5:tiny"),
+    "T5 1.1": ("t5-1.1", "t5_v1_1", "t5:tiny_1_1"),
+    "UL2, PaLM 2": ("ul2", "ul2", "ul2:tiny ul2:tiny_palm2"),
+    "BART": ("bart", "bart", "bart:tiny"),
+    "Switch": ("switch_transformers", "switch", "switch:tiny"),
 }
 # Tests of parity whose names tell the family, which their parameters do not.
-NAMED = {"xlnets": "xlnet", "one_more_token": "deepseek_v3"}
+NAMED = {
+    "xlnets": "xlnet",
+    "one_more_token": "deepseek_v3",
+    "of_bert": "bert",
+    "sentences": "bert",
+    "longformer": "longformer",
+    "modernbert": "modernbert",
+    "long_distances": "t5",
+    "there_twice": "bart",
+}
+# Variants that are another system than their family.
+OTHERS = {"t5-1.1": "t5-1.1", "ul2": "ul2"}
 HEAD = """\
 | | logits, losses, gradients, decoding | parameter counts | trains, resumes, generates | exports |
 |---|---|---|---|---|
@@ -69,7 +90,8 @@ def place(name, parameters):
         return 2, parameters
     variant = re.sub(r"^\d+-", "", parameters)
     family = next((family for word, family in NAMED.items() if word in name), None)
-    family = VARIANTS[variant][0] if variant in VARIANTS else family
+    if variant in VARIANTS:
+        family = OTHERS.get(variant, VARIANTS[variant][0])
     return 3 if re.search("export|shards|layout", name) else 0, family
 
 

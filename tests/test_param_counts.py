@@ -27,6 +27,10 @@ def config_of(preset, **model):
     keys.model.update(model)
     if not keys.model.mtp_depth:
         keys.objective.mtp_loss = 0.0
+    if keys.model.head == "none":
+        keys.objective.update(kind="contrastive", next_sentence=False)
+    elif not keys.model.next_sentence:
+        keys.objective.next_sentence = False
     return resolve(keys, keys.data.tokenizer_size).model
 
 
@@ -111,6 +115,32 @@ PRESETS = {
     "gpt_oss": {size: f"gpt_oss.gpt_oss_{size}" for size in ("20b", "120b")},
     "deepseek_v2": {"lite": "deepseek.deepseek_v2_lite", "V2": "deepseek.deepseek_v2"},
     "deepseek_v3": {"main+mtp": "deepseek.deepseek_v3"},
+    "transformer": {
+        "base_V37000_no_attn_bias": "transformer.transformer_base",
+        "big_V37000_no_attn_bias": "transformer.transformer_big",
+    },
+    "bert": {
+        "base-uncased+mlm+nsp": "bert.base_uncased",
+        "large-uncased+mlm+nsp": "bert.large_uncased",
+        "base-cased+mlm+nsp": "bert.base_cased",
+        "large-cased+mlm+nsp": "bert.large_cased",
+    },
+    "roberta": {"base+mlm": "roberta.roberta_base", "large+mlm": "roberta.roberta_large"},
+    "longformer": {
+        "base-4096+mlm": "longformer.longformer_base",
+        "large-4096+mlm": "longformer.longformer_large",
+    },
+    "modernbert": {
+        "base+mlm": "modernbert.modernbert_base",
+        "large+mlm": "modernbert.modernbert_large",
+    },
+    "t5": {size: f"t5.t5_{size}" for size in ("small", "base", "large", "3b", "11b")},
+    "t5_v1_1": {size: f"t5.t5_1_1_{size}" for size in ("small", "base", "large", "xl", "xxl")},
+    "ul2": {"20b": "ul2.ul2_20b"},
+    "bart": {"base": "bart.bart_base", "large": "bart.bart_large"},
+    "switch": {
+        f"base-{experts}": f"switch.base_{experts}" for experts in (8, 16, 32, 64, 128, 256)
+    },
 }
 ROWS = {
     (system, size): functools.partial(total, preset)
@@ -140,11 +170,40 @@ for size, preset in PRESETS["gpt_oss"].items():
         active, preset, input_embedding=False
     )
 
-# Systems that are not decoders, for which there are no presets yet.
-NOT_YET = (
-    *("transformer", "marian", "bart", "fsmt", "bert", "roberta", "longformer", "xlnet"),
-    *("t5", "t5_v1_1", "ul2", "switch", "modernbert", "lstm", "gru"),
-)
+# What a model with another head has.
+HEADLESS = {"head": "none", "head_bias": "none", "next_sentence": False, "residual_dropout": 0.1}
+POOLED = {**HEADLESS, "pooler": True}
+MASKED = {"pooler": False, "next_sentence": False}
+BIASES = {"qkv_bias": True, "attention_output_bias": True}
+for size, preset in PRESETS["bert"].items():
+    name = size.removesuffix("+mlm+nsp")
+    ROWS["bert", f"{name}+mlm"] = functools.partial(total, preset, **MASKED)
+    ROWS["bert", name] = functools.partial(total, preset, **POOLED)
+for system, changes in (("roberta", POOLED), ("longformer", POOLED), ("modernbert", HEADLESS)):
+    for size, preset in PRESETS[system].items():
+        ROWS[system, size.removesuffix("+mlm")] = functools.partial(total, preset, **changes)
+for size, preset in PRESETS["transformer"].items():
+    name = size.replace("no_attn_bias", "attn_bias")
+    ROWS["transformer", name] = functools.partial(total, preset, **BIASES)
+for size, preset in PRESETS["t5_v1_1"].items():
+    ROWS["t5_v1_1", f"{size}_tied"] = functools.partial(total, preset, tied_embedding=True)
+# The Transformer with biases, by another number of tokens; num_parameters() counts the sines and
+# cosines of encoder and decoder, which are no parameters, once for each.
+MARIAN = functools.partial(total, "transformer.transformer_base", vocab_size=58_101, **BIASES)
+ROWS |= {
+    ("marian", "opus-mt-en-de_trainable"): MARIAN,
+    ("marian", "opus-mt-en-de_num_parameters"): lambda: MARIAN() + 2 * 512 * 512,
+    # Experts in every fourth layer: which ones, the count does not tell.
+    ("switch", "SwitchTransformersConfig_default"): functools.partial(
+        total, "switch.base_8", d_ff=2048, experts_every=4
+    ),
+}
+
+# Recurrent and two-stream models, for which there are no presets yet.
+NOT_YET = ("xlnet", "lstm", "gru")
+# fsmt's one row is of a default that nobody released: three tables, of source, target and output,
+# where lm has one or two, and both tables of sines and cosines counted.
+NEVER = ("fsmt",)
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +222,13 @@ def test_the_count_is_the_published_one(row, published):
 
 
 def test_every_row_is_checked_or_not_yet(published):
-    decoders = {row for row in published if row[0] not in NOT_YET}
-    assert decoders == {*ROWS}
+    assert {row for row in published if row[0] not in (*NOT_YET, *NEVER)} == {*ROWS}
+
+
+@pytest.mark.parametrize(("preset", "billions"), [("large", 26), ("xxl", 395), ("c", 1571)])
+def test_switches_of_the_paper(preset, billions):
+    """arXiv:2101.03961, table 9, where the large one has 4 % less than its sizes give."""
+    assert total(f"switch.{preset}") == pytest.approx(billions * 1e9, rel=0.045)
 
 
 @pytest.mark.parametrize(

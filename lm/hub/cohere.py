@@ -20,7 +20,7 @@ def rotated(row):
 
 COHERE = Family(
     model_type="cohere",
-    architecture="CohereForCausalLM",
+    architectures={"CohereForCausalLM": {}},
     keys=(
         *altered(
             without(SIZES, "rms_norm_eps"),

@@ -55,6 +55,8 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
     chosen = _family_for(model.config, family)
     folder = Path(folder).expanduser().absolute()
     found = {slot.name: slot for slot in _slots(chosen, model.config)}
+    if model.config.head == "none":
+        found = {name.removeprefix(chosen.prefix): slot for name, slot in found.items()}
     params = _named(model.params)
     require(
         all(array.is_fully_addressable for array in params.values()),
@@ -65,10 +67,13 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
         return found[name].join(_fetch(params, part) for part in found[name].parts)
 
     dtype = model.config.param_dtype
-    end = None if model.tokenizer is None else model.tokenizer.end_of_text
     content = tables.write_keys(chosen, model.config)
     # Both names of the dtype: `torch_dtype` is for transformers before version 5.
-    content |= {"dtype": dtype, "torch_dtype": dtype, "bos_token_id": end, "eos_token_id": end}
+    content |= {"dtype": dtype, "torch_dtype": dtype}
+    special = _special_tokens(model.tokenizer)
+    content |= {"bos_token_id": special.get("bos"), "eos_token_id": special.get("eos")}
+    if "pad" in special and not model.config.position_pad_aware:  # or positions say which it is
+        content["pad_token_id"] = special["pad"]
     # Not all have the model's dtype: a selection bias is float32.
     kinds = {name: (s.shape(), params[s.parts[0].parameter].dtype) for name, s in found.items()}
     with replaced(folder) as partial:
@@ -84,13 +89,23 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
     return chosen.model_type
 
 
+def _special_tokens(tokenizer):
+    """{what transformers calls it: token} of those that the tokenizer, or None, has."""
+    special = {} if tokenizer is None else tokenizer.special
+    begin = "begin" if "begin" in special else "end"  # GPT-2's one is both
+    theirs = {"bos": begin, "eos": "end", "pad": "pad", "mask": "mask", "unk": "unknown"}
+    theirs |= {"cls": "begin", "sep": "end"} if begin == "begin" else {}
+    return {name: special[role] for name, role in theirs.items() if role in special}
+
+
 def _say_its_class(tokenizer, path):
     """Without this file transformers takes the class of the family, with tokens of its own."""
     if not path.exists():
-        end = tokenizer.end_of_text
-        name = None if end is None else tokenizer.library.id_to_token(end)
-        kind = "PreTrainedTokenizerFast"
-        write_json(path, {"tokenizer_class": kind, "bos_token": name, "eos_token": name})
+        names = {
+            f"{name}_token": tokenizer.library.id_to_token(token)
+            for name, token in _special_tokens(tokenizer).items()
+        }
+        write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast", **names})
 
 
 def _family_for(config, name):
@@ -121,10 +136,10 @@ def _read_family(path):
     content = read_json(path)
     kind, architectures = content.get("model_type"), content.get("architectures")
     for family in FAMILIES.values():
-        wanted = family.model_type, [family.architecture]
-        if (kind or wanted[0], architectures or wanted[1]) == wanted and (kind or architectures):
+        named = not architectures or architectures in [[name] for name in family.architectures]
+        if named and (kind or family.model_type) == family.model_type and (kind or architectures):
             return family, content
-    known = ", ".join(family.architecture for family in FAMILIES.values())
+    known = ", ".join(name for family in FAMILIES.values() for name in family.architectures)
     raise UserError(
         f"{path} is of architectures={architectures!r} and model_type={kind!r}, which lm cannot "
         f"import; it can: {known}."
@@ -140,12 +155,14 @@ def _check(folder, family, content, files, compute_dtype):
         config = build(TransformerConfig, {**tables.read_keys(family, content), **dtypes})
         limits = tables.broken_limits(family, config)
         require(not limits, f"{'; '.join(limits)}.")
-        few = config.num_layers > len(names)
-        require(not few, f"{config.num_layers} layers, but all files hold {len(names)} tensors.")
+        layers = config.num_layers + config.num_encoder_layers
+        require(layers <= len(names), f"{layers} layers, but all files hold {len(names)} tensors.")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    _without_copies(family, files, names)
     config = _tied_or_not(family, config, files, names)
     config = _with_prediction_or_not(family, config, names)
+    _without_other_heads(family, config, names)
     found = {slot.name: slot for slot in _slots(family, config, names)}
     problems = []
     for name in sorted({*found, *names}):
@@ -167,11 +184,14 @@ def _check(folder, family, content, files, compute_dtype):
 
 def _parameter_names(folder, family, files):
     """{name in the table: name in the files} of what the files hold, but for what is ignored."""
-    bare = {row.name for row in family.tensors if not row.name.startswith(family.prefix)}
+    known = {*(row.name for row in family.tensors), *family.copies}
     names = {}
     for name in sorted(files.names):
-        whole = name.startswith(family.prefix) or name in bare
-        full = name if whole else family.prefix + name
+        full = name
+        for old, new in family.renamed.items():
+            full = full.replace(old, new)
+        if not full.startswith(family.prefix) and full not in known:
+            full = family.prefix + full
         if not re.fullmatch(family.ignored, full):
             require(full not in names, f"{folder} holds both {name!r} and {full!r}; delete one.")
             names[full] = name
@@ -191,6 +211,29 @@ def _dtype(family, files, names):
     return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))
 
 
+def _without_copies(family, files, names):
+    """Take tensors that repeat others out of names, or give them the others' place."""
+    for copy, name in family.copies.items():
+        if copy in names:
+            other = names.setdefault(name, names[copy])
+            same = np.array_equal(files.read(names.pop(copy)), files.read(other))
+            require(same, f"{copy} and {name} are one to lm, but in the files they differ.")
+
+
+def _without_other_heads(family, config, names):
+    """Take the tensors that only another architecture of the family has out of names, as
+    transformers does: the hub's bert-base-uncased is a BertForMaskedLM with all of pretraining.
+    """
+    if len(family.architectures) > 1:
+        own = {slot.name for slot in _slots(family, config, names)}
+        for keys in family.architectures.values():
+            tied = keys["head"] == "none"
+            other = dataclasses.replace(config, **keys, tied_embedding=tied)
+            for slot in _slots(family, other):
+                if slot.name not in own:
+                    names.pop(slot.name, None)
+
+
 def _tied_or_not(family, config, files, names):
     """The config, untied if the files hold another head than the embedding, as transformers does.
 
@@ -200,7 +243,7 @@ def _tied_or_not(family, config, files, names):
         next(row.name for row in family.tensors if parameter in row.parts)
         for parameter in (HEAD, EMBEDDING)
     )
-    if not config.tied_embedding or head not in names:
+    if not config.tied_embedding or head not in names or config.head == "none":
         return config
     if table not in names:
         names[table] = names.pop(head)

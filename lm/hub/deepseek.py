@@ -111,7 +111,7 @@ REQUIRED = {"attention_bias": False, "moe_layer_freq": 1}
 
 DEEPSEEK_V2 = Family(
     model_type="deepseek_v2",
-    architecture="DeepseekV2ForCausalLM",
+    architectures={"DeepseekV2ForCausalLM": {}},
     keys=(
         *altered(keys(2, 64, 1, 1407, 0, 1.0), vocab_size=102400),
         Groups(),
@@ -139,7 +139,7 @@ V3_SIZES = {
 
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
-    architecture="DeepseekV3ForCausalLM",
+    architectures={"DeepseekV3ForCausalLM": {}},
     keys=(
         *altered(keys(1, 256, 8, 2048, 3, 2.5), **V3_SIZES),
         Key("n_group", "router_groups", 8),

@@ -17,7 +17,19 @@ from lm.nn.config import TransformerConfig
 
 # What a model of the hub is unless its table says otherwise: values, or functions of other keys.
 STANDARD = {
+    "stack": "decoder",
+    "num_encoder_layers": 0,
+    "start_token": 0,
+    "position_offset": 0,
+    "position_pad_aware": False,
+    "token_types": 0,
+    "head": "linear",
+    "head_bias": "none",
+    "pooler": False,
+    "next_sentence": False,
+    "detector": False,
     "norm_placement": "pre",
+    "skip_first_norm": False,
     "norm_offset": False,
     "final_norm": True,
     "embedding_norm": False,
@@ -32,6 +44,8 @@ STANDARD = {
     "attention_cap": 0.0,
     "attention_sinks": False,
     "query_key_norm": "none",
+    "global_attention": False,
+    "prefix_attention": False,
     "attention_pattern": "full",
     "window": 0,
     "kv_latent": 0,
@@ -45,6 +59,7 @@ STANDARD = {
     "attention_backend": "plain",  # another may be another function
 }
 # Keys of what only some models have, as they are in the others.
+BUCKETS = {"position_buckets": 32, "position_max_distance": 128}
 ROPE = {
     "rope_theta": 10_000.0,
     "rope_theta_local": 0.0,
@@ -83,6 +98,8 @@ FREE = {
     "embedding_dropout": 0.0,
     "attention_dropout": 0.0,
     "residual_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "final_dropout": 0.0,
     "router_jitter": 0.0,
     "scan_layers": True,
     "remat": "none",
@@ -93,7 +110,9 @@ FREE = {
 class Family:
     """The table of a family.
 
-    model_type, architecture: what config.json calls it.
+    model_type: what config.json calls it.
+    architectures: {what config.json calls it with one head or another: its keys of
+    TransformerConfig}, the most complete first, which is meant where config.json names none.
     keys: rows of lm.hub.keys.
     always: keys of TransformerConfig that all its models share, over STANDARD; each a value or a
     function of the other keys.
@@ -102,12 +121,16 @@ class Family:
     limits: what transformers asks besides, a sentence with {keys} of TransformerConfig: its test.
     tensors: rows of lm.hub.tensors, as the hub's files are. fused: other rows for some of the same
     parameters, which are read where a folder has them.
-    prefix: what begins the names of tensors in some folders and not in others.
+    copies: tensors that may repeat others, {name: name of the other}.
+    renamed: {what the names of old files hold: what they hold now}.
+    written: what transformers asks for and lm does not, {key of config.json: function of a config}.
+    prefix: what begins the names of tensors in some folders and not in others, as it does not where
+    a model has no head.
     ignored: tensors that are no parameters, a regular expression for names with the prefix.
     """
 
     model_type: str
-    architecture: str
+    architectures: dict[str, dict[str, Any]]
     keys: tuple[Any, ...]
     always: dict[str, Any]
     tensors: tuple[Tensor, ...]
@@ -116,6 +139,9 @@ class Family:
         default_factory=dict
     )
     fused: tuple[Tensor, ...] = ()
+    copies: dict[str, str] = dataclasses.field(default_factory=dict)
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    written: dict[str, Callable] = dataclasses.field(default_factory=dict)
     prefix: str = "model."
     ignored: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
@@ -148,10 +174,17 @@ def read_keys(family, content):
             value is None or value == only,
             f"lm has no {family.model_type} with {name}={value!r}, only with{remedy}.",
         )
-    model = {}
+    (name,) = flat.get("architectures") or [*family.architectures][:1]
+    model = dict(family.architectures[name])
     for row in family.keys:
-        model.update(row.read(flat, model))
-    for source in (family.always, STANDARD, ROPE, EXPERTS, FREE):
+        for ours, value in row.read(flat, model).items():
+            require(
+                model.get(ours, value) == value,
+                f"{row.names[0]} makes model.{ours}={value!r}, another key makes it "
+                f"{model.get(ours)!r}; lm has one for both.",
+            )
+            model[ours] = value
+    for source in (family.always, STANDARD, ROPE, BUCKETS, EXPERTS, FREE):
         for ours, value in source.items():
             if ours not in model:
                 model[ours] = value(model) if callable(value) else value
@@ -160,7 +193,9 @@ def read_keys(family, content):
 
 def write_keys(family, config):
     """The content of config.json for a TransformerConfig, as far as the family can express it."""
-    content: dict[str, Any] = {"architectures": [family.architecture]}
+    values, options = dataclasses.asdict(config).items(), family.architectures
+    fitting = [name for name, keys in options.items() if keys.items() <= values]
+    content: dict[str, Any] = {"architectures": [*fitting, *options][:1]}
     content["model_type"] = family.model_type
     for row in family.keys:
         for name, value in row.write(config).items():
@@ -169,7 +204,7 @@ def write_keys(family, config):
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
-    return content
+    return content | {name: value(config) for name, value in family.written.items()}
 
 
 def obstacles(family, config):
@@ -194,6 +229,8 @@ def _idle(config):
     layers, idle = config.layers(), {*FREE}
     if config.position != "rope":
         idle |= {*ROPE}
+    if config.position != "buckets":
+        idle |= {*BUCKETS}
     if not config.num_experts:
         idle |= {*EXPERTS}
     if not any(layer.local for layer in layers):

@@ -35,7 +35,7 @@ GEMMA_SIZES = altered(
 
 GEMMA = Family(
     model_type="gemma",
-    architecture="GemmaForCausalLM",
+    architectures={"GemmaForCausalLM": {}},
     keys=(*GEMMA_SIZES, ACTIVATION, Rope(), ATTENTION_BIAS),
     always=ALWAYS,
     required={"use_bidirectional_attention": None},
@@ -87,7 +87,7 @@ def five_of_six(number, flat):
 
 GEMMA2 = Family(
     model_type="gemma2",
-    architecture="Gemma2ForCausalLM",
+    architectures={"Gemma2ForCausalLM": {}},
     keys=(*GEMMA2_KEYS, Rope(), Windows(4096, even)),
     always={**ALWAYS, "norm_placement": "sandwich"},
     required={"use_bidirectional_attention": None},
@@ -97,7 +97,7 @@ GEMMA2 = Family(
 
 GEMMA3 = Family(
     model_type="gemma3_text",
-    architecture="Gemma3ForCausalLM",
+    architectures={"Gemma3ForCausalLM": {}},
     keys=(
         *altered(
             GEMMA2_KEYS,

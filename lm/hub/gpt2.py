@@ -10,7 +10,7 @@ from typing import Any
 from lm.errors import require
 from lm.hub.family import Family
 from lm.hub.keys import ACTIVATIONS, Key, altered, checked, pattern_of
-from lm.hub.tensors import Tensor
+from lm.hub.tensors import Tensor, attention, norm
 
 LAYER = "transformer.h.{layer}."
 SIZES = (
@@ -44,15 +44,6 @@ DIVIDES = {
 }
 
 
-def norms(first, second):
-    """Rows of a layer's two norms, by what they are to the model."""
-    return tuple(
-        Tensor(f"{LAYER}{theirs}.{name}", {f"layers/{ours}/{kind}_D": "D"})
-        for theirs, ours in (("ln_1", first), ("ln_2", second))
-        for name, kind in (("weight", "scale"), ("bias", "bias"))
-    )
-
-
 FUSED_ATTENTION = (
     Tensor(
         LAYER + "attn.c_attn.weight",
@@ -84,14 +75,16 @@ BIASES = (
 TABLES = (
     Tensor("transformer.wte.weight", {"embed/table_VD": "V,D"}),
     Tensor("transformer.wpe.weight", {"positions/table_PD": "P,D"}),
-    Tensor("transformer.ln_f.weight", {"final_norm/scale_D": "D"}),
-    Tensor("transformer.ln_f.bias", {"final_norm/bias_D": "D"}),
+    *norm("transformer.ln_f", "final_norm"),
 )
-PRE_NORMS = norms("attention_norm", "feedforward_norm")
+PRE_NORMS = (
+    *norm(LAYER + "ln_1", "layers/attention_norm"),
+    *norm(LAYER + "ln_2", "layers/feedforward_norm"),
+)
 
 GPT2 = Family(
     model_type="gpt2",
-    architecture="GPT2LMHeadModel",
+    architectures={"GPT2LMHeadModel": {}},
     keys=(
         *SIZES,
         Key("n_inner", "d_ff", lambda model: 4 * model["d_model"]),
@@ -111,7 +104,7 @@ GPT2 = Family(
 
 GPT = Family(
     model_type="openai-gpt",
-    architecture="OpenAIGPTLMHeadModel",
+    architectures={"OpenAIGPTLMHeadModel": {}},
     keys=(
         *altered(SIZES, vocab_size=40478, n_positions=512),
         # Its "gelu" is the tanh form.
@@ -132,7 +125,8 @@ GPT = Family(
     tensors=(
         Tensor("transformer.tokens_embed.weight", {"embed/table_VD": "V,D"}),
         Tensor("transformer.positions_embed.weight", {"positions/table_PD": "P,D"}),
-        *norms("attention_residual_norm", "feedforward_residual_norm"),
+        *norm(LAYER + "ln_1", "layers/attention_residual_norm"),
+        *norm(LAYER + "ln_2", "layers/feedforward_residual_norm"),
         *(*FUSED_ATTENTION, *BIASES),
     ),
     prefix="transformer.",
@@ -170,7 +164,7 @@ NEO = LAYER + "attn.attention."
 
 GPT_NEO = Family(
     model_type="gpt_neo",
-    architecture="GPTNeoForCausalLM",
+    architectures={"GPTNeoForCausalLM": {}},
     keys=(
         Key("vocab_size", "vocab_size", 50257),
         Key("max_position_embeddings", "max_positions", 2048),
@@ -191,11 +185,7 @@ GPT_NEO = Family(
     limits=DIVIDES,
     tensors=(
         *(*TABLES, *PRE_NORMS),
-        Tensor(NEO + "q_proj.weight", {"layers/attention/query_DNH": "NH,D"}),
-        Tensor(NEO + "k_proj.weight", {"layers/attention/key_DKH": "KH,D"}),
-        Tensor(NEO + "v_proj.weight", {"layers/attention/value_DKH": "KH,D"}),
-        Tensor(NEO + "out_proj.weight", {"layers/attention/output_NHD": "D,NH"}),
-        Tensor(NEO + "out_proj.bias", {"layers/attention/output_bias_D": "D"}),
+        *attention(NEO, "layers/attention/", ("q_proj", "k_proj", "v_proj", "out_proj")),
         Tensor(LAYER + "mlp.c_fc.weight", {"layers/feedforward/up_DF": "F,D"}),
         Tensor(LAYER + "mlp.c_proj.weight", {"layers/feedforward/down_FD": "D,F"}),
         *BIASES,

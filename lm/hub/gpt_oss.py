@@ -22,7 +22,7 @@ MLP = LAYER + "mlp."
 
 GPT_OSS = Family(
     model_type="gpt_oss",
-    architecture="GptOssForCausalLM",
+    architectures={"GptOssForCausalLM": {}},
     keys=(
         *altered(
             without(SIZES, "hidden_act", "intermediate_size"),

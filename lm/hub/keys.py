@@ -138,14 +138,16 @@ class Rope:
 
     theta: where config.json has none. theta_local: that of local layers, if they have their own
     (Gemma 3); 0 if not. scaling: the parameters where config.json has none. scale_scores: whether
-    mscale_all_dim scales the scores too (DeepSeek).
+    mscale_all_dim scales the scores too (DeepSeek). old: what the two were called before
+    transformers 5.
     """
 
     theta: float = 10_000.0
     theta_local: float = 0.0
     scaling: dict | None = None
     scale_scores: bool = False
-    names = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
+    old: tuple[str, str] = ("rope_theta", "rope_local_base_freq")
+    names = ("rope_parameters", "rope_scaling")
 
     def read(self, flat, model):
         given = {**_members(flat, "rope_parameters"), **_members(flat, "rope_scaling")}
@@ -164,12 +166,12 @@ class Rope:
         )
         _refuse_others(local, ())
         keys = {
-            "rope_theta": _theta(given, flat, "rope_theta", self.theta),
+            "rope_theta": _theta(given, flat, self.old[0], self.theta),
             "rope_scaling": scaling,
             **_scaling(scaling, given, model),
         }
         if self.theta_local:
-            keys["rope_theta_local"] = _theta(local, flat, "rope_local_base_freq", self.theta_local)
+            keys["rope_theta_local"] = _theta(local, flat, self.old[1], self.theta_local)
         if scaling == "yarn":
             keys |= self._mscale(given, keys["rope_factor"])
         return keys
@@ -196,14 +198,14 @@ class Rope:
         given = {"rope_type": "default" if scaling == "none" else scaling, **given}
         whole = {**given, "rope_theta": config.rope_theta}
         old = {
-            "rope_theta": config.rope_theta,
+            self.old[0]: config.rope_theta,
             "rope_scaling": None if scaling == "none" else given,
         }
         if not self.theta_local:
             return {**old, "rope_parameters": whole}
         local = {"rope_type": "default", "rope_theta": config.rope_theta_local}
         new = {"full_attention": whole, "sliding_attention": local}
-        return {**old, "rope_local_base_freq": config.rope_theta_local, "rope_parameters": new}
+        return {**old, self.old[1]: config.rope_theta_local, "rope_parameters": new}
 
 
 def _members(flat, name):
@@ -268,25 +270,32 @@ class Windows:
     width: without the key, and None for no window; null is none too. local: whether a layer is
     local where config.json has no layer_types, a function of its number and of config.json with
     dotted names; None for a family in which all layers are alike and layer_types is no key. switch:
-    the key without which there is no window.
+    the key without which there is no window. theirs: what the width is called, which may also be a
+    list of those of all layers.
     """
 
     width: int | None
     local: Callable | None = None
     switch: str | None = None
+    theirs: str = "sliding_window"
 
     @property
     def names(self):
         listed = ("layer_types",) if self.local else ()
-        return ("sliding_window", *listed, *((self.switch,) if self.switch else ()))
+        return (self.theirs, *listed, *((self.switch,) if self.switch else ()))
 
     def read(self, flat, model):
-        width = flat.get("sliding_window", self.width)
+        width = flat.get(self.theirs, self.width)
         if self.switch and not checked(self.switch, flat.get(self.switch) or False, bool):
             width = None
         if width is None:
             return {"attention_pattern": "full", "window": 0}
-        width, count = checked("sliding_window", width, int), model["num_layers"]
+        count = model["num_layers"]
+        if isinstance(width, list):
+            told = f"{self.theirs}={width!r}: lm has one width for all {count} layers."
+            require(width == width[:1] * count, told)
+            width = width[0]
+        checked(self.theirs, width, int)
         kinds = flat.get("layer_types") if self.local else None
         if kinds is None:
             local = [self.local is None or self.local(number, flat) for number in range(count)]
@@ -304,6 +313,6 @@ class Windows:
         kinds = [
             "sliding_attention" if layer.local else "full_attention" for layer in config.layers()
         ]
-        content = {"sliding_window": config.window or None}
+        content = {self.theirs: config.window or None}
         content |= {"layer_types": kinds} if self.local else {}
         return content | ({self.switch: config.window > 0} if self.switch else {})

@@ -6,7 +6,7 @@ rotated in halves, as ours are. Meta's own files rotate neighbours: they are ano
 
 from lm.hub.family import Family
 from lm.hub.keys import ACTIVATIONS, Key, Rope
-from lm.hub.tensors import Tensor
+from lm.hub.tensors import Tensor, attention, linear
 
 LAYER = "model.layers.{layer}."
 
@@ -41,33 +41,19 @@ PRE_NORMS = (
     Tensor(LAYER + "input_layernorm.weight", {"layers/attention_norm/scale_D": "D"}),
     Tensor(LAYER + "post_attention_layernorm.weight", {"layers/feedforward_norm/scale_D": "D"}),
 )
-ATTENTION = (
-    Tensor(LAYER + "self_attn.q_proj.weight", {"layers/attention/query_DNH": "NH,D"}),
-    Tensor(LAYER + "self_attn.k_proj.weight", {"layers/attention/key_DKH": "KH,D"}),
-    Tensor(LAYER + "self_attn.v_proj.weight", {"layers/attention/value_DKH": "KH,D"}),
-    Tensor(LAYER + "self_attn.o_proj.weight", {"layers/attention/output_NHD": "D,NH"}),
-    Tensor(LAYER + "self_attn.q_proj.bias", {"layers/attention/query_bias_NH": "NH"}),
-    Tensor(LAYER + "self_attn.k_proj.bias", {"layers/attention/key_bias_KH": "KH"}),
-    Tensor(LAYER + "self_attn.v_proj.bias", {"layers/attention/value_bias_KH": "KH"}),
-    Tensor(LAYER + "self_attn.o_proj.bias", {"layers/attention/output_bias_D": "D"}),
-)
+ATTENTION = attention(LAYER + "self_attn.", "layers/attention/")
 FEEDFORWARD = (
-    Tensor(LAYER + "mlp.gate_proj.weight", {"layers/feedforward/gate_DF": "F,D"}),
-    Tensor(LAYER + "mlp.up_proj.weight", {"layers/feedforward/up_DF": "F,D"}),
-    Tensor(LAYER + "mlp.down_proj.weight", {"layers/feedforward/down_FD": "D,F"}),
-)
-FEEDFORWARD_BIASES = (
-    Tensor(LAYER + "mlp.gate_proj.bias", {"layers/feedforward/gate_bias_F": "F"}),
-    Tensor(LAYER + "mlp.up_proj.bias", {"layers/feedforward/up_bias_F": "F"}),
-    Tensor(LAYER + "mlp.down_proj.bias", {"layers/feedforward/down_bias_D": "D"}),
+    *linear(LAYER + "mlp.gate_proj", ("layers/feedforward/gate_DF", "F,D")),
+    *linear(LAYER + "mlp.up_proj", ("layers/feedforward/up_DF", "F,D")),
+    *linear(LAYER + "mlp.down_proj", ("layers/feedforward/down_FD", "D,F")),
 )
 TENSORS = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD)
 
 LLAMA = Family(
     model_type="llama",
-    architecture="LlamaForCausalLM",
+    architectures={"LlamaForCausalLM": {}},
     keys=(*SIZES, Rope(), ATTENTION_BIAS, Key("mlp_bias", "feedforward_bias", False)),
     always=ALWAYS,
     limits=DIVIDES,
-    tensors=(*TENSORS, *FEEDFORWARD_BIASES),
+    tensors=TENSORS,
 )

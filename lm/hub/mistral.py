@@ -11,7 +11,7 @@ MISTRAL_SIZES = altered(
 
 MISTRAL = Family(
     model_type="mistral",
-    architecture="MistralForCausalLM",
+    architectures={"MistralForCausalLM": {}},
     keys=(*MISTRAL_SIZES, Rope(), Windows(4096)),
     always=ALWAYS,
     tensors=TENSORS,
@@ -41,7 +41,7 @@ SPARSE = LAYER + "block_sparse_moe."
 
 MIXTRAL = Family(
     model_type="mixtral",
-    architecture="MixtralForCausalLM",
+    architectures={"MixtralForCausalLM": {}},
     keys=(
         *without(altered(MISTRAL_SIZES, rms_norm_eps=1e-5), "intermediate_size"),
         # Its only width: no layer is without experts.

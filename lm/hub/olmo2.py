@@ -8,7 +8,7 @@ from lm.hub.tensors import Tensor
 
 OLMO2 = Family(
     model_type="olmo2",
-    architecture="Olmo2ForCausalLM",
+    architectures={"Olmo2ForCausalLM": {}},
     keys=(*altered(SIZES, vocab_size=50304, rms_norm_eps=1e-5), Rope(), ATTENTION_BIAS),
     always={**ALWAYS, "norm_placement": "output", "query_key_norm": "full"},
     tensors=(

@@ -44,7 +44,7 @@ WINDOWS = Windows(4096, late, switch="use_sliding_window")
 
 QWEN2 = Family(
     model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
+    architectures={"Qwen2ForCausalLM": {}},
     keys=(*QWEN2_SIZES, Rope(), WINDOWS),
     always={**ALWAYS, "qkv_bias": True},
     tensors=TENSORS,
@@ -52,7 +52,7 @@ QWEN2 = Family(
 
 QWEN3 = Family(
     model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
+    architectures={"Qwen3ForCausalLM": {}},
     keys=(*altered(QWEN2_SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
     always={**ALWAYS, "query_key_norm": "head"},
     tensors=(*TENSORS, *NORMS),
@@ -83,7 +83,7 @@ MIXED = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD, *EXPERTS)
 
 QWEN2_MOE = Family(
     model_type="qwen2_moe",
-    architecture="Qwen2MoeForCausalLM",
+    architectures={"Qwen2MoeForCausalLM": {}},
     keys=(
         *altered(
             QWEN_SIZES,
@@ -107,7 +107,7 @@ QWEN2_MOE = Family(
 
 QWEN3_MOE = Family(
     model_type="qwen3_moe",
-    architecture="Qwen3MoeForCausalLM",
+    architectures={"Qwen3MoeForCausalLM": {}},
     keys=(
         *altered(
             QWEN_SIZES,

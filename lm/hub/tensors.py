@@ -1,7 +1,9 @@
 """The tensors of a folder of the hub and the parameters they hold, in both directions."""
 
+import collections
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ class Tensor:
     of the parameter that it runs over: a tensor (N*H, D) holds query_DNH as "NH,D". A small letter
     is a dim whose rotated pairs are neighbours in the tensor, and lie half its width apart in ours;
     1 is a dim of size 1. A tensor whose parameters the config does not have is not there.
+    given: keys of TransformerConfig and the values without which it is not there either.
     joined: the dim along which the parts follow one another. merged: a dim that is then made one
     with the next: parts "N,U,C" and "N,W,C" joined along 1 and merged from 0 are a tensor
     (N*(U+W), C), which has both in each head.
@@ -23,6 +26,34 @@ class Tensor:
     parts: dict[str, str]
     joined: int = 0
     merged: int | None = None
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def linear(name, *kernels):
+    """Rows of a Linear of the hub, whose outputs those of one or more kernels are, one after the
+    other: its weight, (out, in), and its bias. kernels: (parameter, layout).
+    """
+    biases = {}
+    for kernel, layout in kernels:
+        out = layout.split(",")[0]
+        biases[f"{kernel.rsplit('_', 1)[0]}_bias_{out}".replace("/kernel_bias", "/bias")] = out
+    return Tensor(f"{name}.weight", dict(kernels)), Tensor(f"{name}.bias", biases)
+
+
+def norm(name, ours):
+    """Rows of a norm's scale and bias."""
+    return (
+        Tensor(f"{name}.weight", {f"{ours}/scale_D": "D"}),
+        Tensor(f"{name}.bias", {f"{ours}/bias_D": "D"}),
+    )
+
+
+def attention(start, ours, names=("q_proj", "k_proj", "v_proj", "o_proj")):
+    """Rows of query, key, value and, if it is named, output: Linears of these names."""
+    kernels = ("query_DNH", "NH,D"), ("key_DKH", "KH,D"), ("value_DKH", "KH,D")
+    rows = zip(names, (*kernels, ("output_NHD", "D,NH")), strict=False)
+    pairs = [linear(start + name, (ours + kernel, layout)) for name, (kernel, layout) in rows]
+    return tuple(row for pair in pairs for row in pair)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,24 +141,34 @@ class Slot:
 
 def slots(rows, shapes, config):
     """The tensors of a model. shapes: {parameter: shape}, layers stacked on a leading dim."""
-    layers = config.layers()
-    numbers = {
-        "feedforward": [number for number, layer in enumerate(layers) if not layer.experts],
-        "experts": [number for number, layer in enumerate(layers) if layer.experts],
-    }
+    numbers = {"": _numbers(config)}
+    if config.num_encoder_layers:
+        numbers["encoder/"] = _numbers(config.encoder())
+    # The layer of multi-token prediction is the one after the last.
+    after = [config.num_layers]
     found = []
     for row in rows:
-        first = next(iter(row.parts))
-        if first.startswith("layers/"):
-            kind = first.split("/")[1]
-            found += _slots(row, "", numbers.get(kind, range(len(layers))), shapes)
-            # The layer of multi-token prediction is the one after the last.
-            found += _slots(row, "mtp/", [len(layers)], shapes)
+        if any(getattr(config, key) != value for key, value in row.given.items()):
+            continue
+        stack, layers, rest = next(iter(row.parts)).partition("layers/")
+        if layers and stack in numbers:
+            found += _slots(row, "", numbers[stack][rest.split("/")[0]], shapes)
+            found += _slots(row, "mtp/", after, shapes)
         else:
-            found += _slots(row, "", [len(layers)], shapes)
+            found += _slots(row, "", after, shapes)
     covered = {part.parameter for slot in found for part in slot.parts}
     assert covered == {*shapes}, covered ^ {*shapes}
     return found
+
+
+def _numbers(config):
+    """{part of a layer: the numbers of the layers that have it}"""
+    layers = [*enumerate(config.layers())]
+    numbers = collections.defaultdict(lambda: range(config.num_layers))
+    numbers["feedforward"] = [number for number, layer in layers if not layer.experts]
+    numbers["experts"] = [number for number, layer in layers if layer.experts]
+    numbers["attention_norm"] = [number for number, layer in layers if layer.first_norm]
+    return numbers
 
 
 def _slots(row, start, numbers, shapes):
@@ -136,7 +177,7 @@ def _slots(row, start, numbers, shapes):
     if not all(parameter in shapes for parameter in parts):
         return []
     first = next(iter(parts))
-    stacked = f"{start}layers/" in first
+    stacked = "layers/" in first
     experts = range(shapes[first][1]) if "{expert}" in row.name else [None]
     found = []
     for place, number in enumerate(numbers):

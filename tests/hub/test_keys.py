@@ -23,7 +23,9 @@ def read(family, **content):
 def test_what_is_read_is_written_and_read_again(name):
     """Of a config.json that says nothing: transformers' defaults, which are a published model's."""
     family = FAMILIES[name]
-    config = read(name)
+    # But for Switch's, whose layers with experts lm has no word for: the released ones are these.
+    sparse = dict.fromkeys(("num_sparse_encoder_layers", "num_sparse_decoder_layers"), 6)
+    config = read(name, **(sparse if name == "switch_transformers" else {}))
     content = json.loads(json.dumps(write_keys(family, config)))
     assert read(name, **content) == config
     assert obstacles(family, config) == []

@@ -1,12 +1,9 @@
-"""Every decoder beside transformers: logits, losses and every gradient; import and export.
+"""Every decoder beside transformers: logits, losses and every gradient, greedy decoding.
 
 The oracle is transformers' own model with random weights, in float32, eager attention, eval mode.
 """
 
-import copy
-import importlib
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,71 +11,36 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lm.config import ObjectiveConfig
 from lm.hub.convert import export_model, import_model
-from lm.hub.families import FAMILIES
-from lm.hub.tensors import slots
 from lm.nn.params import bind
-from lm.objectives.causal import causal_loss
 from lm.sampling.sample import generate
-from tests.parity.decoders import BALANCED, CLASSES, GPT2, SIZES, VARIANTS, P, V
+from tests.parity.comparing import (
+    EAGER,
+    close,
+    objective,
+    random_tokens,
+    same_loss_and_gradients,
+    same_tensors,
+    saved_model,
+    theirs,
+    torch,
+    transformers,
+)
+from tests.parity.models import BALANCED, DECODERS, GPT2, SIZES, P, V
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 save_torch = pytest.importorskip("safetensors.torch").save_file
 
 pytestmark = pytest.mark.parity
 
-# What in their configuration is not of the model, or another way to write what is.
-UNLIKE = (
-    *("_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"),
-    *(
-        "max_window_layers",
-        "attention_types",
-        "dtype",
-        "sliding_window_pattern",
-        "_sliding_window_pattern",
-    ),
-)
-EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
-LOGITS = 1e-5  # of the largest, or of 1; the project promises 1e-4
 
-
-@pytest.fixture(params=VARIANTS, ids=VARIANTS, scope="module")
+@pytest.fixture(params=DECODERS, ids=DECODERS, scope="module")
 def saved(request, tmp_path_factory):
-    """(transformers' model, the folder it was saved in); no bias is 0 and no scale is 1."""
-    family, keys = VARIANTS[request.param]
-    folder = tmp_path_factory.mktemp("hub")
-    config_class, model_class = (getattr(transformers, name) for name in CLASSES[family])
-    torch.manual_seed(sum(map(ord, request.param)))
-    # A padding token's row of the embedding would get no gradient.
-    oracle = model_class(config_class(**keys, **EAGER, pad_token_id=None)).eval()
-    with torch.no_grad():
-        biases = [b for name, b in oracle.named_buffers() if name.endswith("correction_bias")]
-        for weight in [*oracle.parameters(), *biases]:
-            weight.add_(0.1 * torch.randn_like(weight))
-    oracle.save_pretrained(folder)
-    return oracle, folder
+    return saved_model(request.param, tmp_path_factory.mktemp("hub"))
 
 
 @pytest.fixture(scope="module")
 def model(saved):
     return import_model(saved[1])
-
-
-def random_tokens(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, V, shape)
-
-
-def theirs(oracle, tokens, **arrays):
-    arrays = {name: torch.tensor(array) for name, array in arrays.items()}
-    with torch.no_grad():
-        return oracle(torch.tensor(tokens), **arrays).logits.numpy()
-
-
-def close(ours, logits):
-    atol = LOGITS * max(1, np.abs(logits).max())
-    np.testing.assert_allclose(np.asarray(ours), logits, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("length", [1, 7, P])
@@ -97,7 +59,7 @@ def test_logits_of_a_padded_batch(saved, model):
     for mask in (real, real[:, ::-1]):  # on the right, on the left
         positions = np.maximum(np.cumsum(mask, 1) - 1, 0)
         ours = model(tokens, positions=positions, padding_mask=mask)
-        logits = theirs(oracle, tokens, attention_mask=mask * 1, position_ids=positions)
+        logits = theirs(oracle, tokens, padding_mask=mask, positions=positions)
         close(np.asarray(ours)[mask], logits[mask])
 
 
@@ -119,55 +81,14 @@ def test_loss_and_every_gradient(saved, model):
     tokens = random_tokens(3, 13)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     weights = random_tokens(3, 12, seed=1) % 4 > 0
-    family = FAMILIES[oracle.config.model_type]
-    routed = {"output_router_logits": True} if family.model_type in BALANCED else {}
+    routed = oracle.config.model_type in BALANCED
+    asks = {"output_router_logits": True} if routed else {}
     oracle.router_aux_loss_coef = 0.3
     labels = torch.tensor(np.where(weights, targets, -100))
-    out = oracle(torch.tensor(inputs), labels=labels, shift_labels=labels, **routed)
-    oracle.zero_grad()
-    out.loss.backward()
-    batch = {
-        "tokens": jnp.asarray(inputs),
-        "targets": jnp.asarray(targets),
-        "weights": jnp.asarray(weights, jnp.float32),
-    }
-    objective = ObjectiveConfig(
-        logits_chunk=0,
-        label_smoothing=0.0,
-        z_loss=0.0,
-        router_aux_loss=0.3 if routed else 0.0,
-        router_sequence_loss=0.0,
-        router_z_loss=0.0,
-        mtp_loss=0.0,
-    )
-
-    def mean_loss(params):
-        minimised, *_ = causal_loss(bind(model.module, params), batch, objective)
-        return minimised / batch["weights"].sum()
-
-    loss, grads = jax.value_and_grad(mean_loss)(model.params)
-    np.testing.assert_allclose(loss, out.loss.item(), rtol=2e-6)
-    ours = named(grads)
-    largest = max(np.abs(grad).max() for grad in ours.values())
-    gradients = {name: weight.grad.numpy() for name, weight in oracle.named_parameters()}
-    buffers = [name for name in ours if name.endswith("selection_bias_E")]
-    assert not any(np.any(ours[name]) for name in buffers)
-    shapes = {name: grad.shape for name, grad in ours.items()}
-    found = slots(family.rows(gradients), shapes, model.config)
-    found = [slot for slot in found if slot.parts[0].parameter not in buffers]
-    assert {slot.name for slot in found} == {*gradients}
-    for slot in found:
-        for part, grad in slot.split(gradients[slot.name]):
-            mine = ours[part.parameter][part.index]
-            allowed = 1e-3 * max(np.abs(grad).max(), 1e-3 * largest)
-            assert np.abs(mine - grad).max() <= allowed, (slot.name, part.parameter)
-
-
-def named(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    out = oracle(torch.tensor(inputs), labels=labels, shift_labels=labels, **asks)
+    batch = {"tokens": inputs, "targets": targets, "weights": weights.astype(np.float32)}
+    config = objective(router_aux_loss=0.3 if routed else 0.0)
+    same_loss_and_gradients(model, oracle, out, batch, config)
 
 
 def test_greedy_decoding_gives_the_same_64_tokens(saved, model):
@@ -179,75 +100,6 @@ def test_greedy_decoding_gives_the_same_64_tokens(saved, model):
         for _ in range(64):
             tokens.append(theirs(oracle, np.array([tokens]))[0, -1].argmax())
         assert [*sample.tokens] == tokens[len(prompt) :]
-
-
-def test_an_export_is_loaded_by_transformers(saved, model, tmp_path):
-    oracle, _ = saved
-    tokens = random_tokens(2, 13)
-    export_model(model, tmp_path / "out", oracle.config.model_type)
-    kind = transformers.AutoModelForCausalLM
-    again, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True, **EAGER)
-    assert type(again) is type(oracle) and again.dtype == torch.float32
-    assert not any(report.values()), report
-    for name, weight in oracle.state_dict().items():
-        assert torch.equal(weight, again.state_dict()[name]), name
-    close(model(tokens), theirs(again.eval(), tokens))
-    # What ours keeps of their configuration, they find again; defaults may be written out.
-    found = again.config.to_dict()
-    for name, value in oracle.config.to_dict().items():
-        if name == "rope_parameters":
-            assert found[name].items() >= value.items()
-        elif value is not None and name not in UNLIKE:
-            assert found[name] == value, name
-
-
-def test_the_tensors_of_an_export_are_those_that_transformers_writes(saved, model, tmp_path):
-    oracle, folder = saved
-    export_model(model, tmp_path / "out", oracle.config.model_type)
-    ours, hubs = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))
-    assert {*ours} == {*hubs}
-    for name, tensor in hubs.items():
-        np.testing.assert_array_equal(ours[name], tensor, name)
-
-
-def test_the_layout_that_transformers_has_in_memory(saved, model, tmp_path):
-    oracle, folder = saved
-    state = {name: tensor.clone() for name, tensor in oracle.state_dict().items()}
-    if model.config.tied_embedding:
-        del state["lm_head.weight"]
-    save_torch(state, tmp_path / "model.safetensors")
-    shutil.copy(folder / "config.json", tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, import_model(tmp_path).params, model.params)
-
-
-def test_an_export_imported_is_equal_to_the_bit(saved, model, tmp_path):
-    oracle, _ = saved
-    export_model(model, tmp_path / "out", oracle.config.model_type, max_shard_size=5000)
-    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
-    again = import_model(tmp_path / "out")
-    assert again.config == model.config
-    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
-
-
-def test_transformers_reads_our_shards(saved, model, tmp_path):
-    oracle, _ = saved
-    export_model(model, tmp_path / "out", oracle.config.model_type, max_shard_size=5000)
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    for name, weight in oracle.state_dict().items():
-        assert torch.equal(weight, again.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("saved", ["gpt2", "llama-gqa", "deepseek_v3"], indirect=True)
-def test_half_precision_stays(saved, tmp_path):
-    folder = tmp_path / "half"
-    copy.deepcopy(saved[0]).to(torch.bfloat16).save_pretrained(folder)
-    model = import_model(folder)
-    assert model.config.param_dtype == "bfloat16" and model.config.compute_dtype == "float32"
-    kind, tokens = transformers.AutoModelForCausalLM, random_tokens(2, 9)
-    wide = kind.from_pretrained(folder, dtype=torch.float32, **EAGER)
-    close(model(tokens), theirs(wide.eval(), tokens))
-    export_model(model, tmp_path / "out")
-    assert kind.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
 
 def old_layout(oracle, folder):
@@ -298,50 +150,11 @@ def test_a_legacy_llama_config(tmp_path):
     close(import_model(tmp_path)(tokens), theirs(oracle, tokens))
 
 
-TINY = {
-    "openai-gpt": "gpt1:tiny",
-    "cohere": "palm:tiny",
-    "gemma3_text": "gemma3:tiny",
-    "qwen2_moe": "qwen2:tiny_moe",
-    "qwen3_moe": "qwen3:tiny_moe",
-    "deepseek_v2": "deepseek:tiny_v2",
-    "deepseek_v3": "deepseek:tiny",
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_model_and_its_tokenizer_are_loaded_by_transformers(family, tmp_path):
-    from lm.config import resolve
-    from lm.data.tokenizer import train_tokenizer
-    from lm.model import LanguageModel, skeleton
-    from lm.nn.params import initialise
-
-    texts = ["the cat sat on the mat; the dog did not."] * 3
-    tokenizer = train_tokenizer("bpe", texts, 280)
-    file, _, preset = TINY.get(family, f"{family}:tiny").partition(":")
-    keys = importlib.import_module(f"configs.{file}").get_config(preset).unlock()
-    # PaLM's preset keeps its table divided by what Cohere has no word for.
-    scale = 1.0 if family == "cohere" else keys.model.embedding_scale
-    keys.model.update(vocab_size=tokenizer.size, embedding_scale=scale)
-    config = resolve(keys, tokenizer.size).model
-    module, _ = skeleton(config)
-    model = LanguageModel(config, module, initialise(module, seed=3), tokenizer)
-    assert export_model(model, tmp_path / "out") == family
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **EAGER).eval()
-    theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    text = "the dog sat on the cat, 猫"
-    tokens = tokenizer.encode(text)
-    assert theirs_tokenizer(text)["input_ids"] == tokens.tolist()
-    assert theirs_tokenizer.decode(tokens) == text
-    assert oracle.config.eos_token_id == tokenizer.end_of_text
-    close(model(tokens[None]), theirs(oracle, tokens[None]))
-
-
 def with_prediction(tmp_path):
     """(DeepSeek V3, its module for one more token, the folder that holds both as the hub does)."""
     from transformers.modeling_layers import MtpModel
 
-    keys = {**VARIANTS["deepseek_v3"][1], "num_nextn_predict_layers": 1}
+    keys = {**DECODERS["deepseek_v3"][1], "num_nextn_predict_layers": 1}
     torch.manual_seed(3)
     main = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**keys, **EAGER)).eval()
     extra = MtpModel(main, 1).eval()
@@ -383,10 +196,8 @@ def test_the_prediction_of_one_more_token(tmp_path):
     close(module.logits(hidden_BTD), expected)
     close(model(tokens), theirs(main, tokens))
     export_model(model, tmp_path / "out")
-    ours, hubs = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))
-    assert {*ours} == {*hubs}
-    for name, tensor in hubs.items():
-        np.testing.assert_array_equal(ours[name], tensor, name)
+    same_tensors(tmp_path / "out", folder)
+    hubs = load_file(folder / "model.safetensors")
     # Without its tensors, or without the key, it is as if it were not there.
     main.save_pretrained(folder)
     assert import_model(folder).config.mtp_depth == 0

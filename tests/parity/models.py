@@ -1,4 +1,4 @@
-"""Tiny models of transformers, of every decoder: what the parity tests are run on."""
+"""Tiny models of transformers, of every family: what the parity tests are run on."""
 
 V = 53  # tokens
 P = 80  # positions: a prompt and 64 tokens
@@ -57,8 +57,8 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
 }
 
-# {name: (model_type, keys of its configuration)}
-VARIANTS = {
+# {name: (model_type, keys of its configuration)}, and perhaps the class of the model
+DECODERS = {
     "gpt2": ("gpt2", GPT2),
     "gpt2-untied-relu-wide": (
         "gpt2",
@@ -181,7 +181,127 @@ VARIANTS = {
         {**LATENT, **GROUP_LIMITED, "rope_parameters": MSCALE, "num_nextn_predict_layers": 0},
     ),
 }
+BERT = {**SIZES, "intermediate_size": 36}
+ROBERTA = {**BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+LONGFORMER = {**ROBERTA, "attention_window": 6}
+MODERN = {**SIZES, "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": None}
+MODERN_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+ENCODERS = {
+    "bert": ("bert", BERT, "BertForPreTraining"),
+    "bert-masked": (
+        "bert",
+        {**BERT, "hidden_act": "relu", "type_vocab_size": 3},
+        "BertForMaskedLM",
+    ),
+    "bert-headless": ("bert", BERT, "BertModel"),
+    "roberta": ("roberta", ROBERTA, "RobertaForMaskedLM"),
+    "roberta-headless": ("roberta", {**ROBERTA, "type_vocab_size": 2}, "RobertaModel"),
+    "longformer": ("longformer", LONGFORMER, "LongformerForMaskedLM"),
+    "longformer-headless": (
+        "longformer",
+        {**LONGFORMER, "attention_window": [8, 8, 8]},
+        "LongformerModel",
+    ),
+    "modernbert": (
+        "modernbert",
+        {**MODERN, "rope_parameters": MODERN_ROPE},
+        "ModernBertForMaskedLM",
+    ),
+    "modernbert-biases": (
+        "modernbert",
+        {
+            **MODERN,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "classifier_bias": True,
+            "norm_bias": True,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "tie_word_embeddings": False,
+        },
+        "ModernBertForMaskedLM",
+    ),
+    "modernbert-headless": ("modernbert", MODERN, "ModernBertModel"),
+}
+T5 = {
+    "vocab_size": V,
+    "d_model": 24,
+    "d_kv": 10,
+    "d_ff": 36,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+}
+UNTIED = {"tie_word_embeddings": False}
+SWITCH = {
+    **T5,
+    "num_layers": 4,
+    "num_decoder_layers": 4,
+    "num_sparse_encoder_layers": 2,
+    "num_sparse_decoder_layers": 2,
+    "num_experts": 4,
+}
+BART = {
+    "vocab_size": V,
+    "max_position_embeddings": P,
+    "d_model": 24,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 36,
+    "decoder_ffn_dim": 36,
+    "pad_token_id": 1,
+}
+MARIAN = {**BART, "pad_token_id": V - 1, "decoder_start_token_id": V - 1}
+# Encoder-decoders.
+PAIRS = {
+    "t5": ("t5", T5),
+    "t5-1.1": ("t5", {**T5, **UNTIED, "feed_forward_proj": "gated-gelu"}),
+    "t5-tied-unscaled": (
+        "t5",
+        {
+            **T5,
+            "scale_decoder_outputs": False,
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+        },
+    ),
+    "ul2": ("t5", {**T5, **UNTIED, "feed_forward_proj": "gated-silu"}),
+    "switch": ("switch_transformers", SWITCH),
+    "switch-full": ("switch_transformers", {**SWITCH, "expert_capacity": 3}),
+    "switch-every-layer": (
+        "switch_transformers",
+        {**SWITCH, "num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 4}
+        | {"router_bias": True, "dense_act_fn": "silu"},
+    ),
+    "bart": ("bart", BART),
+    "bart-scaled": ("bart", {**BART, "scale_embedding": True, "activation_function": "relu"}),
+    "transformer": (
+        "marian",
+        {**MARIAN, "activation_function": "relu", "scale_embedding": True},
+    ),
+    "marian": ("marian", {**MARIAN, "activation_function": "swish"}),
+}
+VARIANTS = {**DECODERS, **ENCODERS, **PAIRS}
 CLASSES = {
+    "bert": ("BertConfig", "BertForPreTraining"),
+    "roberta": ("RobertaConfig", "RobertaForMaskedLM"),
+    "longformer": ("LongformerConfig", "LongformerForMaskedLM"),
+    "modernbert": ("ModernBertConfig", "ModernBertForMaskedLM"),
+    "t5": ("T5Config", "T5ForConditionalGeneration"),
+    "switch_transformers": (
+        "SwitchTransformersConfig",
+        "SwitchTransformersForConditionalGeneration",
+    ),
+    "bart": ("BartConfig", "BartForConditionalGeneration"),
+    "marian": ("MarianConfig", "MarianMTModel"),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
     "openai-gpt": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel"),
     "gpt_neo": ("GPTNeoConfig", "GPTNeoForCausalLM"),
@@ -202,4 +322,4 @@ CLASSES = {
     "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
 }
 # Whose loss has the routers' too.
-BALANCED = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")
+BALANCED = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "switch_transformers")

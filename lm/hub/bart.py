@@ -1,0 +1,108 @@
+"""BART (arXiv:1910.13461) and Marian's translators (arXiv:1804.00344), which are the Transformer of
+2017 (arXiv:1706.03762) but for the order of its sines and cosines.
+"""
+
+from lm.hub.bert import POST
+from lm.hub.family import Family
+from lm.hub.keys import ACTIVATIONS, Key, altered, without
+from lm.hub.llama import DIVIDES
+from lm.hub.tensors import Tensor, attention, linear, norm
+
+
+def root(scaled, model):
+    return model["d_model"] ** 0.5 if scaled else 1.0
+
+
+SIZES = (
+    *(Key("vocab_size", "vocab_size", 50265), Key("d_model", "d_model", 1024)),
+    *(Key("encoder_layers", "num_encoder_layers", 12), Key("decoder_layers", "num_layers", 12)),
+    Key("encoder_attention_heads", "num_heads", 16),
+    Key("decoder_attention_heads", "num_heads", 16),
+    *(Key("encoder_ffn_dim", "d_ff", 4096), Key("decoder_ffn_dim", "d_ff", 4096)),
+    Key("activation_function", "activation", "gelu", ACTIVATIONS),
+    Key("dropout", ("residual_dropout", "embedding_dropout"), 0.1),
+    Key("attention_dropout", "attention_dropout", 0.0),
+    Key("activation_dropout", "activation_dropout", 0.0),
+    Key("init_std", "initializer_std", 0.02),
+    Key(
+        "scale_embedding",
+        "embedding_scale",
+        1.0,
+        to_ours=root,
+        to_theirs=lambda scale, model: scale != 1,
+        kind=bool,
+    ),
+    # The first two rows of the table are never read.
+    Key(
+        "max_position_embeddings",
+        "max_positions",
+        1026,
+        to_ours=lambda length, model: length + 2,
+        to_theirs=lambda rows, model: rows - 2,
+    ),
+    Key("decoder_start_token_id", "start_token", 2, least=0),
+    Key("tie_word_embeddings", "tied_embedding", True),
+)
+ALWAYS = {**POST, "stack": "encoder_decoder", "norm_eps": 1e-5}
+HEAD = {"head": "linear", "head_bias": "fixed"}
+LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def stack(name, start):
+    """Rows of the encoder or the decoder, whose parameters begin with `start`."""
+    layer, layers = f"{name}layers.{{layer}}.", f"{start}layers/"
+    return (
+        Tensor(f"{name}embed_positions.weight", {f"{start}positions/table_PD": "P,D"}),
+        *norm(f"{name}layernorm_embedding", f"{start}embedding_norm"),
+        *attention(f"{layer}self_attn.", f"{layers}attention/", LINEARS),
+        *norm(f"{layer}self_attn_layer_norm", f"{layers}attention_residual_norm"),
+        *linear(f"{layer}fc1", (f"{layers}feedforward/up_DF", "F,D")),
+        *linear(f"{layer}fc2", (f"{layers}feedforward/down_FD", "D,F")),
+        *norm(f"{layer}final_layer_norm", f"{layers}feedforward_residual_norm"),
+    )
+
+
+CROSS = "model.decoder.layers.{layer}.encoder_attn"
+TENSORS = (
+    Tensor("model.shared.weight", {"embed/table_VD": "V,D"}),
+    *(*stack("model.encoder.", "encoder/"), *stack("model.decoder.", "")),
+    *attention(f"{CROSS}.", "layers/cross_attention/", LINEARS),
+    *norm(f"{CROSS}_layer_norm", "layers/cross_attention_residual_norm"),
+    Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
+    Tensor("final_logits_bias", {"head/bias_V": "1,V"}),
+)
+SHARED = "model.shared.weight"
+COPIES = {f"model.{name}.embed_tokens.weight": SHARED for name in ("encoder", "decoder")}
+
+BART = Family(
+    model_type="bart",
+    architectures={"BartForConditionalGeneration": HEAD},
+    keys=SIZES,
+    always={**ALWAYS, "position_offset": 2, "embedding_norm": True},
+    written={"pad_token_id": lambda config: 1, "forced_eos_token_id": lambda config: None},
+    limits=DIVIDES,
+    tensors=TENSORS,
+    copies=COPIES,
+)
+
+MARIAN_SIZES = without(SIZES, "max_position_embeddings")
+MARIAN = Family(
+    model_type="marian",
+    architectures={"MarianMTModel": HEAD},
+    keys=(
+        *altered(MARIAN_SIZES, vocab_size=58101, decoder_start_token_id=58100),
+        Key("decoder_vocab_size", "vocab_size", lambda model: model["vocab_size"]),
+        Key("max_position_embeddings", "max_positions", 1024),
+    ),
+    always={**ALWAYS, "position": "sinusoid_halves"},
+    required={"share_encoder_decoder_embeddings": True},
+    written={
+        "pad_token_id": lambda config: config.start_token,
+        "forced_eos_token_id": lambda config: None,
+    },
+    limits=DIVIDES,
+    tensors=TENSORS,
+    copies=COPIES,
+    # Sines and cosines, in old files.
+    ignored=r"model\.(en|de)coder\.embed_positions\.weight",
+)

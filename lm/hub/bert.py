@@ -1,0 +1,129 @@
+"""BERT (arXiv:1810.04805), and RoBERTa (arXiv:1907.11692) and Longformer (arXiv:2004.05150), whose
+encoder is BERT's by another name, with positions counted from the row after padding's.
+"""
+
+from lm.hub import gpt2
+from lm.hub.family import Family
+from lm.hub.keys import ACTIVATIONS, Key, Windows, altered, without
+from lm.hub.llama import DIVIDES
+from lm.hub.tensors import Tensor, attention, linear, norm
+
+SIZES = (
+    *(Key("vocab_size", "vocab_size", 30522), Key("max_position_embeddings", "max_positions", 512)),
+    *(Key("hidden_size", "d_model", 768), Key("intermediate_size", "d_ff", 3072)),
+    *(Key("num_hidden_layers", "num_layers", 12), Key("num_attention_heads", "num_heads", 12)),
+    *(Key("type_vocab_size", "token_types", 2), Key("layer_norm_eps", "norm_eps", 1e-12)),
+    Key("hidden_act", "activation", "gelu", ACTIVATIONS),
+    Key("hidden_dropout_prob", ("residual_dropout", "embedding_dropout"), 0.1),
+    Key("attention_probs_dropout_prob", "attention_dropout", 0.1),
+    Key("initializer_range", "initializer_std", 0.02),
+)
+POST = {**gpt2.ALWAYS, "norm_placement": "post", "final_norm": False}
+ALWAYS = {**POST, "stack": "encoder", "embedding_norm": True, "tied_embedding": True}
+# A head of its own has two biases in the files, of which one is not read.
+REQUIRED = {
+    "tie_word_embeddings": True,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+MASKED = {"head": "transform", "head_bias": "learned", "pooler": False, "next_sentence": False}
+PRETRAINING = {**MASKED, "pooler": True, "next_sentence": True}
+HEADLESS = {"head": "none", "head_bias": "none", "pooler": True, "next_sentence": False}
+
+
+def encoder(model):
+    """Rows of embeddings, layers and pooler."""
+    start, layer = f"{model}.embeddings.", f"{model}.encoder.layer.{{layer}}."
+    names = ("self.query", "self.key", "self.value", "output.dense")
+    return (
+        Tensor(start + "word_embeddings.weight", {"embed/table_VD": "V,D"}),
+        Tensor(start + "position_embeddings.weight", {"positions/table_PD": "P,D"}),
+        Tensor(start + "token_type_embeddings.weight", {"token_types/table_YD": "Y,D"}),
+        *norm(start + "LayerNorm", "embedding_norm"),
+        *attention(layer + "attention.", "layers/attention/", names),
+        *norm(layer + "attention.output.LayerNorm", "layers/attention_residual_norm"),
+        *linear(layer + "intermediate.dense", ("layers/feedforward/up_DF", "F,D")),
+        *linear(layer + "output.dense", ("layers/feedforward/down_FD", "D,F")),
+        *norm(layer + "output.LayerNorm", "layers/feedforward_residual_norm"),
+        *linear(f"{model}.pooler.dense", ("pooler/kernel_DM", "M,D")),
+    )
+
+
+def head(dense, scale, decoder, bias):
+    """Rows of a head that begins with a matrix, an activation and a norm."""
+    return (
+        *linear(dense, ("head/transform_DM", "M,D")),
+        *norm(scale, "head/norm"),
+        Tensor(f"{decoder}.weight", {"head/kernel_DV": "V,D"}),
+        Tensor(bias, {"head/bias_V": "V"}),
+    )
+
+
+CLS = "cls.predictions."
+BERT = Family(
+    model_type="bert",
+    architectures={
+        "BertForPreTraining": PRETRAINING,
+        "BertForMaskedLM": MASKED,
+        "BertModel": HEADLESS,
+    },
+    keys=SIZES,
+    always=ALWAYS,
+    required=REQUIRED,
+    limits=DIVIDES,
+    tensors=(
+        *encoder("bert"),
+        *head(CLS + "transform.dense", CLS + "transform.LayerNorm", CLS + "decoder", CLS + "bias"),
+        *linear("cls.seq_relationship", ("next_sentence/kernel_DC", "C,D")),
+    ),
+    copies={CLS + "decoder.bias": CLS + "bias"},
+    renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
+    prefix="bert.",
+    ignored=r"bert\.embeddings\.position_ids",
+)
+
+HEAD = head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+ROBERTA = Family(
+    model_type="roberta",
+    architectures={"RobertaForMaskedLM": MASKED, "RobertaModel": HEADLESS},
+    keys=(
+        *altered(without(SIZES, "hidden_act"), vocab_size=50265),
+        # Its head has this one, whatever the layers have.
+        Key("hidden_act", "activation", "gelu", {"gelu": "gelu"}),
+        Key(
+            "pad_token_id",
+            "position_offset",
+            2,
+            least=0,
+            to_ours=lambda row, model: row + 1,
+            to_theirs=lambda offset, model: offset - 1,
+        ),
+    ),
+    always={**ALWAYS, "position_pad_aware": True},
+    required=REQUIRED,
+    limits=DIVIDES,
+    tensors=(*encoder("roberta"), *HEAD),
+    copies={"lm_head.decoder.bias": "lm_head.bias"},
+    prefix="roberta.",
+    ignored=r"roberta\.embeddings\.position_ids",
+)
+
+SELF = "longformer.encoder.layer.{layer}.attention.self."
+GLOBAL = ("query_global", "key_global", "value_global")
+EVEN = {"attention_window={window} must be even": lambda config: config.window % 2 == 0}
+LONGFORMER = Family(
+    model_type="longformer",
+    architectures={"LongformerForMaskedLM": MASKED, "LongformerModel": HEADLESS},
+    keys=(*altered(ROBERTA.keys, vocab_size=30522), Windows(512, theirs="attention_window")),
+    always={**ROBERTA.always, "global_attention": True},
+    required=REQUIRED,
+    limits={**DIVIDES, **EVEN},
+    tensors=(
+        *(*encoder("longformer"), *HEAD),
+        *attention(SELF, "layers/attention/global_", GLOBAL),
+    ),
+    copies=ROBERTA.copies,
+    prefix="longformer.",
+    ignored=r"longformer\.embeddings\.position_ids",
+)
