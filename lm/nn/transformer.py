@@ -129,7 +129,7 @@ class Layers(nnx.Module):
 
     def remember(self, memory_BSD):
         """{"key_LBKSH", "value_LBKSH"}: what all layers attend to of an encoder's output."""
-        graph, params = nnx.split(self.cross_attention)
+        graph, params = nnx.split(vars(self)["cross_attention"])
 
         def of_layer(params):
             both = nnx.merge(graph, params).keys_values(memory_BSD)
