@@ -1,5 +1,6 @@
 """From tokens to vectors and back: the embedding, the language-model head, and other heads."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -75,9 +76,11 @@ class Head(nnx.Module):
         kernel_DV = weight(table_VD, dtype).T if tied else weight(self.kernel_DV, dtype)
         logits_BTV = matmul(hidden_BTD, kernel_DV, "logits")
         logits_BTV = logits_BTV.astype(jnp.promote_types(dtype, jnp.float32))
-        if self.config.head_bias != "none":
-            logits_BTV = logits_BTV + self.bias_V[...].astype(logits_BTV.dtype)
-        return logits_BTV
+        if self.config.head_bias == "none":
+            return logits_BTV
+        bias_V = self.bias_V[...].astype(logits_BTV.dtype)
+        fixed = self.config.head_bias == "fixed"
+        return logits_BTV + (jax.lax.stop_gradient(bias_V) if fixed else bias_V)
 
 
 class Pooler(nnx.Module):
