@@ -165,7 +165,7 @@ def test_the_forward_pass_is_compiled_once():
         ([[1, 2]], {"positions": [[0.0, 1.0]]}, "positions of shape"),
         ([[1, 2]], {"segments": [[1, -1]]}, "segments hold -1"),
         ([[1, 2]], {"segments": [[1], [1]]}, "segments of shape"),
-        ([[1, 2]], {"padding_mask": [[True]]}, "segments of shape"),
+        ([[1, 2]], {"padding_mask": [[True]]}, "padding_mask of shape"),
         ([[1, 2]], {"padding_mask": [[1, 2]]}, r"padding_mask hold 2, which is not in \[0, 2\)"),
         (
             [[1, 2]],
