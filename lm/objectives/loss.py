@@ -77,11 +77,11 @@ def _detection(model, hidden_BTD, batch, sample_key, key):
     sampled_BT = put((logits_BTV - jnp.log(-jnp.log(uniform))).argmax(-1), "tokens")
     original_BT = batch["targets"]
     tokens_BT = jnp.where(batch["weights"] > 0, sampled_BT, original_BT).astype(original_BT.dtype)
-    segments_BT = batch["segments"]
-    hidden_BTD, _, _ = model.hidden(tokens_BT, segments=segments_BT, key=key)
+    rows = {name: batch[name] for name in ROWS if name in batch}
+    hidden_BTD, _, _ = model.hidden(tokens_BT, key=key, **rows)
     logits_BT = model.detector(hidden_BTD)[..., 0]
     sign_BT = jnp.where(tokens_BT == original_BT, 1.0, -1.0)
-    real_BT = (segments_BT > 0).astype(logits_BT.dtype)
+    real_BT = (batch["segments"] > 0).astype(logits_BT.dtype)
     nll_BT = jax.nn.softplus(sign_BT * logits_BT) * real_BT
     return (nll_BT.sum(1) / jnp.maximum(real_BT.sum(1), 1)).sum()
 
