@@ -14,7 +14,7 @@ from lm.nn.transformer import Transformer
 from tests.nn.tiny import parameters, tiny
 
 TEXTS = ["the cat sat on the mat.", "a dog ran to the cat, and the cat ran."] * 9
-SIZES = {"wordpiece": 100, "bpe": 300}
+SIZES = {"wordpiece": 200, "bpe": 300}
 
 
 @pytest.fixture(scope="module", params=SIZES)
