@@ -77,38 +77,42 @@ class LanguageModel:
             f"a model of stack {config.stack!r} reads {'source and target' if both else 'tokens'}; "
             f"give model({'source, target' if both else 'tokens'}).",
         )
-        target_rows = {name: rows.pop(name) for name in [*rows] if name.startswith("target_")}
-        target_rows = {name.removeprefix("target_"): x for name, x in target_rows.items()}
+        of_target = [name for name in rows if both and name.startswith("target_")]
+        target_rows = {name: rows.pop(name) for name in of_target}
         tokens, rows = self._checked_rows("tokens", tokens, rows)
         if both:
             target, target_rows = self._checked_rows("target", target, target_rows)
-        else:
-            require(not target_rows, f"target_{next(iter(target_rows), '')} needs a target.")
+            require(
+                len(tokens) == len(target),
+                f"target of {len(target)} rows must have as many as the source of {len(tokens)}.",
+            )
         with use_mesh(self.mesh):
             placed = self._placed((tokens, rows, target, target_rows))
             return self._forward(self.params, *placed, wanted=wanted)
 
     def _checked_rows(self, what, tokens, rows):
-        """(tokens int32 (B, T), {name: int32 (B, T)}), checked."""
-        config = self.config
+        """(tokens int32 (B, T), {name, without target_: int32 (B, T)}), checked."""
+        config, start = self.config, "target_" if what == "target" else ""
         rows = {name: value for name, value in rows.items() if value is not None}
         sizes = {"positions": config.num_positions, "segments": math.inf, "padding_mask": 2}
-        if what == "tokens" and config.token_types:
+        if config.token_types:
             sizes["token_types"] = config.token_types
-        if what == "tokens" and config.global_attention:
+        if config.global_attention:
             sizes["global_mask"] = 2
         if config.prefix_attention:
             sizes["prefix"] = 2
+        sizes = {f"{start}{name}": size for name, size in sizes.items()}
         for name in rows:
             told = did_you_mean(name, sizes)
-            require(name in sizes, f"the model takes no {name}, only {', '.join(sizes)}.{told}")
+            require(name in sizes, f"the model takes no {name}.{told}")
+        mask, segments = f"{start}padding_mask", f"{start}segments"
         require(
-            not {"padding_mask", "segments"} <= rows.keys(),
-            "padding_mask and segments: give one; segments 0 is padding.",
+            not {mask, segments} <= rows.keys(),
+            f"{mask} and {segments}: give one; segments 0 is padding.",
         )
         tokens = self._checked(what, tokens, config.vocab_size)
         require(
-            "positions" in rows or tokens.shape[1] <= config.num_positions,
+            f"{start}positions" in rows or tokens.shape[1] <= config.num_positions,
             f"{tokens.shape[1]} tokens are more than the model's {config.num_positions} positions; "
             "give fewer.",
         )
@@ -118,9 +122,9 @@ class LanguageModel:
                 value.shape == tokens.shape,
                 f"{name} of shape {value.shape} must have the shape of {what}, {tokens.shape}.",
             )
-        if "padding_mask" in checked:
-            checked["segments"] = checked.pop("padding_mask")
-        return tokens, checked
+        if mask in checked:
+            checked[segments] = checked.pop(mask)
+        return tokens, {name.removeprefix(start): value for name, value in checked.items()}
 
     def _checked(self, name, values, size):
         """The values as a numpy array int32, (B, T) and in [0, size)."""

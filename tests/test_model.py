@@ -18,9 +18,11 @@ from lm.config import resolve
 from lm.data.tokenizer import ByteTokenizer
 from lm.errors import RunError, UserError
 from lm.hub.convert import export_model
+from lm.mesh import make_mesh
 from lm.model import LanguageModel, skeleton
 from lm.nn.params import bind, initialise
 from tests.conftest import ROOT
+from tests.nn.tiny import STACKS
 
 TOKENS = np.random.default_rng(0).integers(0, 256, (4, 9))
 
@@ -30,6 +32,9 @@ def make_config(**changes):
     keys.model.update(num_layers=2, num_heads=4, num_kv_heads=2, d_model=16, position="rope")
     keys.model.update(vocab_size=260, **changes)
     keys.data.sequence_length = 12
+    for name, value in STACKS.get(keys.model.stack, {}).items():
+        section, key = name.split(".")
+        keys[section][key] = value
     return resolve(keys, ByteTokenizer().size)
 
 
@@ -165,7 +170,7 @@ def test_the_forward_pass_is_compiled_once():
         ([[1, 2]], {"positions": [[0.0, 1.0]]}, "positions of shape"),
         ([[1, 2]], {"segments": [[1, -1]]}, "segments hold -1"),
         ([[1, 2]], {"segments": [[1], [1]]}, "segments of shape"),
-        ([[1, 2]], {"padding_mask": [[True]]}, "segments of shape"),
+        ([[1, 2]], {"padding_mask": [[True]]}, "padding_mask of shape"),
         ([[1, 2]], {"padding_mask": [[1, 2]]}, r"padding_mask hold 2, which is not in \[0, 2\)"),
         (
             [[1, 2]],
@@ -179,6 +184,121 @@ def test_what_cannot_be_tokens(tokens, arrays, message):
     with pytest.raises(UserError, match=message) as caught:
         model(tokens, **arrays)
     assert "\n" not in str(caught.value)
+
+
+ENCODER = {"stack": "encoder", "position": "learned", "initializer_std": 0.3}
+BERT = {"pooler": True, "next_sentence": True, "token_types": 2, "global_attention": True}
+BERT |= ENCODER | {"attention_pattern": "local", "window": 4, "num_layers": 1}
+BOTH = {"stack": "encoder_decoder", "num_layers": 1, "initializer_std": 0.3}
+
+
+def test_states_texts_and_pairs_are_the_layers_outputs():
+    model = make_model(**BERT)
+    params, rows = model.params, {"token_types": (TOKENS > 99).astype(int)}
+    states = np.asarray(model.hidden_states(TOKENS, **rows))
+    assert states.shape == (4, 9, 16)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    table = params["embed"]["table_VD"]
+    np.testing.assert_allclose(model(TOKENS, **rows), states @ table.T, **close)
+    pooled = np.tanh(states[:, 0] @ params["pooler"]["kernel_DM"] + params["pooler"]["bias_M"])
+    np.testing.assert_allclose(model.pooled(TOKENS, **rows), pooled, **close)
+    follows = pooled @ params["next_sentence"]["kernel_DC"] + params["next_sentence"]["bias_C"]
+    np.testing.assert_allclose(model.next_sentence(TOKENS, **rows), follows, **close)
+    assert follows.shape == (4, 2)
+
+
+def test_rows_that_some_models_have_are_read_on_any_mesh():
+    one, mesh = make_model(**BERT), make_mesh(2, 2, 2)
+    many = make_model(mesh=mesh, **BERT)
+    rows = {"token_types": np.arange(9) // 5, "global_mask": np.arange(9) == 2}
+    rows = {name: np.tile(row, (4, 1)) for name, row in rows.items()}
+    expected = one(TOKENS, **rows)
+    np.testing.assert_allclose(many(TOKENS, **rows), expected, atol=1e-5)
+    for name in rows:
+        without = one(TOKENS, **{**rows, name: np.zeros((4, 9), int)})
+        assert abs(without - expected).max() > 0.01, name
+    prefixed = {"prefix_attention": True, "num_layers": 1, "initializer_std": 0.3}
+    prefix = np.tile(np.arange(9) < 4, (4, 1))
+    expected = make_model(**prefixed)(TOKENS, prefix=prefix)
+    found = make_model(mesh=mesh, **prefixed)(TOKENS, prefix=prefix)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "left"), [((1, 1, 1), False), ((2, 2, 2), True)])
+def test_a_target_from_a_source(sizes, left):
+    """Padded, on either side, against a text alone."""
+    mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    one, model = make_model(**BOTH), make_model(mesh=mesh, **BOTH)
+    source, target = np.zeros((2, 4, 9), int)
+    read, written = np.arange(9) < 6, np.arange(9) < 4
+    rows = {}
+    if left:
+        read, written = read[::-1], written[::-1]
+        rows = {"positions": read.cumsum() - read, "target_positions": written.cumsum() - written}
+    rows |= {"padding_mask": read, "target_padding_mask": written}
+    source[:, read], target[:, written] = TOKENS[:, :6], TOKENS[:, 5:]
+    found = model(source, target, **{name: np.tile(row, (4, 1)) for name, row in rows.items()})
+    alone = one(TOKENS[:1, :6], TOKENS[:1, 5:])
+    np.testing.assert_allclose(found[:1, written], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "rows", "message"),
+    [
+        (BOTH, [TOKENS], {}, r"'encoder_decoder' reads source and target; give model\(source, tar"),
+        (BOTH, [TOKENS, TOKENS[:2]], {}, "target of 2 rows .* source of 4"),
+        (BOTH, [TOKENS, [[1.0]]], {}, "target of shape"),
+        (BOTH, [TOKENS, [[260]] * 4], {}, r"target hold 260, which is not in \[0, 260\)"),
+        (BOTH, [TOKENS, TOKENS], {"target_segments": [[1]]}, "shape of target"),
+        (
+            BOTH,
+            [TOKENS, TOKENS],
+            {"target_prefix": TOKENS},
+            "takes no target_prefix. Did you mean",
+        ),
+        (BOTH, [TOKENS, TOKENS], {"target_position": TOKENS}, "Did you mean 'target_positions'"),
+        (
+            BOTH,
+            [TOKENS, TOKENS],
+            {"target_segments": TOKENS, "target_padding_mask": TOKENS},
+            "padding_mask and target_segments: give one",
+        ),
+        ({}, [TOKENS, TOKENS], {}, r"'decoder' reads tokens; give model\(tokens\)"),
+        (ENCODER, [TOKENS, TOKENS], {}, r"'encoder' reads tokens; give model\(tokens\)"),
+        (ENCODER, [TOKENS], {"target_segments": TOKENS}, "takes no target_segments"),
+        (BERT, [TOKENS], {"token_type": TOKENS}, "takes no token_type. .*mean 'token_types'"),
+        (BERT, [TOKENS], {"token_types": TOKENS}, r"token_types hold .* not in \[0, 2\)"),
+        (BERT, [TOKENS], {"global_mask": TOKENS}, r"global_mask hold .* not in \[0, 2\)"),
+        (BERT, [TOKENS], {"global_mask": [[1]]}, "global_mask of shape .* must have the shape"),
+        (ENCODER, [TOKENS], {"token_types": TOKENS}, "takes no token_types. One of: positions"),
+        (ENCODER, [TOKENS], {"global_mask": TOKENS}, "takes no global_mask"),
+        ({}, [TOKENS], {"prefix": TOKENS}, "takes no prefix"),
+        (
+            {**ENCODER, "position_offset": 2, "max_positions": 14},
+            [[[1] * 13]],
+            {},
+            "13 tokens are more than the model's 12 positions",
+        ),
+    ],
+)
+def test_what_a_stack_does_not_read(changes, arguments, rows, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_model(**changes)(*arguments, **rows)
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_and_pairs_need_their_heads():
+    for model in (make_model(**ENCODER), make_model(), make_model(**BOTH)):
+        with pytest.raises(UserError, match="the model has no pooler"):
+            model.pooled(TOKENS)
+    with pytest.raises(UserError, match="the model has no next_sentence"):
+        make_model(**ENCODER, pooler=True).next_sentence(TOKENS)
+    model = make_model(**ENCODER, pooler=True)
+    config = dataclasses.replace(model.config, head="none")
+    headless = dataclasses.replace(model, config=config, module=skeleton(config)[0])
+    np.testing.assert_array_equal(headless.pooled(TOKENS), model.pooled(TOKENS))
+    with pytest.raises(UserError, match="the model has no head"):
+        headless(TOKENS)
 
 
 def test_rotated_positions_have_no_end():

@@ -60,7 +60,7 @@ class LatentAttention(Attention):
 
     def __call__(self, x_BTD, context, cache=None, key=None):
         """(B, T, D) and the updated cache, which is that of all layers; see Attention."""
-        q_BTNU, q_BTNR = self._queries(x_BTD)
+        q_BTNU, q_BTNR = self._query_parts(x_BTD)
         latent_BTC, k_BT1R = self._latent(x_BTD)
         if context.rotation is not None:
             q_BTNR, k_BT1R = (rotate(x, context.rotation) for x in (q_BTNR, k_BT1R))
@@ -81,7 +81,7 @@ class LatentAttention(Attention):
             out_BTNW = by_head("BTNC,CNW->BTNW", out_BTNC, value_CNW)
         return self._output(out_BTNW, self.output_NWD), cache
 
-    def _queries(self, x_BTD):
+    def _query_parts(self, x_BTD):
         """(B, T, N, U) and, not yet rotated, (B, T, N, R)."""
         dtype = x_BTD.dtype
         if not self.config.query_latent:

@@ -129,7 +129,7 @@ class Layers(nnx.Module):
 
     def remember(self, memory_BSD):
         """{"key_LBKSH", "value_LBKSH"}: what all layers attend to of an encoder's output."""
-        graph, params = nnx.split(self.cross_attention)
+        graph, params = nnx.split(vars(self)["cross_attention"])
 
         def of_layer(params):
             both = nnx.merge(graph, params).keys_values(memory_BSD)
@@ -428,8 +428,11 @@ class Transformer(Stack):
         if global_mask is not None:
             rows["global_BT"] = global_mask > 0
         if prefix is not None:
-            last_B1 = jnp.max(positions * (prefix > 0), 1, keepdims=True)
-            rows["until_BT"] = jnp.where(prefix > 0, last_B1, positions)
+            read_BTS = jnp.where(prefix > 0, positions, 0)[:, None]
+            if segments is not None:
+                same_BTS = segments[:, :, None] == segments[:, None]
+                read_BTS = jnp.where(same_BTS, read_BTS, 0)
+            rows["until_BT"] = jnp.where(prefix > 0, read_BTS.max(-1), positions)
         return rows
 
 

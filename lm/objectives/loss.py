@@ -77,11 +77,11 @@ def _detection(model, hidden_BTD, batch, sample_key, key):
     sampled_BT = put((logits_BTV - jnp.log(-jnp.log(uniform))).argmax(-1), "tokens")
     original_BT = batch["targets"]
     tokens_BT = jnp.where(batch["weights"] > 0, sampled_BT, original_BT).astype(original_BT.dtype)
-    segments_BT = batch["segments"]
-    hidden_BTD, _, _ = model.hidden(tokens_BT, segments=segments_BT, key=key)
+    rows = {name: batch[name] for name in ROWS if name in batch}
+    hidden_BTD, _, _ = model.hidden(tokens_BT, key=key, **rows)
     logits_BT = model.detector(hidden_BTD)[..., 0]
     sign_BT = jnp.where(tokens_BT == original_BT, 1.0, -1.0)
-    real_BT = (segments_BT > 0).astype(logits_BT.dtype)
+    real_BT = (batch["segments"] > 0).astype(logits_BT.dtype)
     nll_BT = jax.nn.softplus(sign_BT * logits_BT) * real_BT
     return (nll_BT.sum(1) / jnp.maximum(real_BT.sum(1), 1)).sum()
 
@@ -94,7 +94,10 @@ def _contrastive(model, batch, config, key):
     (one_BD, routed), (two_BD, more) = (_text_vectors(model, batch, config, key) for key in keys)
     place = None if current_mesh() is None else ACTIVATIONS["tokens"]
     logits_BC = jnp.einsum("BD,CD->BC", one_BD, put(two_BD, "texts"), out_sharding=place)
-    logits_BC = logits_BC / config.temperature
+    # A row of weight 0 is no text, and none to be told from.
+    texts_C = put(batch["weights"], "texts")[:, 0] > 0
+    lowest = jnp.finfo(logits_BC.dtype).min
+    logits_BC = jnp.where(texts_C, logits_BC / config.temperature, lowest)
     own_BC = jnp.eye(logits_BC.shape[0], dtype=bool)
     own_B = jnp.where(own_BC, logits_BC, 0).sum(-1)
     nll = ((jax.nn.logsumexp(logits_BC, -1) - own_B) * batch["weights"][:, 0]).sum()
@@ -115,7 +118,8 @@ def _text_vectors(model, batch, config, key):
         states_BTD = model.pooler(hidden_BTD) if config.pooling == "pooler" else hidden_BTD
         text_BD = states_BTD[:, 0]
     text_BD = text_BD.astype(jnp.promote_types(text_BD.dtype, jnp.float32))
-    return text_BD * jax.lax.rsqrt(jnp.square(text_BD).sum(-1, keepdims=True)), routed
+    square_B1 = jnp.square(text_BD).sum(-1, keepdims=True)
+    return text_BD * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-30)), routed  # padding alone has none
 
 
 def _after_next(batch):

@@ -36,7 +36,7 @@ def fill(model, text, top_k=5):
     )
     tokens = framed(tokenizer, text)
     places = np.flatnonzero(tokens == tokenizer.special["mask"])
-    name = tokenizer.decode([tokenizer.special["mask"]], special=True)
+    name = tokenizer.library.id_to_token(tokenizer.special["mask"])
     require(places.size, f"{text!r} has no blank; write {name} where a token is missing.")
     logits_KV = np.asarray(model(tokens[None])[0], np.float64)[places][:, : tokenizer.size]
     odds_KV = np.exp(logits_KV - logits_KV.max(-1, keepdims=True))
@@ -52,5 +52,4 @@ def fill(model, text, top_k=5):
     ]
     filled = tokens.copy()
     filled[places] = best_KN[:, 0]
-    ends = [tokenizer.special[role] for role in ("begin", "end") if role in tokenizer.special]
-    return tokenizer.decode(filled[~np.isin(filled, ends)]), blanks
+    return tokenizer.decode(filled), blanks

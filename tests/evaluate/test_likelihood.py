@@ -25,13 +25,16 @@ def store_of(num_tokens=NUM_TOKENS):
 def config_of(batch_size, order):
     return DataConfig(
         path="",
+        weights="",
         validation_path="",
         validation_fraction=0.1,
         text_key="",
         tokenizer="bytes",
         tokenizer_size=0,
+        special_tokens="",
         batch_size=batch_size,
         sequence_length=8,
+        target_length=0,
         order=order,
         separate_documents=True,
         prefetch=1,

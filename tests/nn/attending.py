@@ -132,6 +132,13 @@ def by_loops(config, p, x, positions, segments):
     return np.einsum("btnh,nhd->btd", out, p["output_NHD"]) + p.get("output_bias_D", 0)
 
 
+def dense(q, k, v, mask, scale):
+    """The softmax of what a mask (B, T, S) leaves, times v; a key head is for queries in a row."""
+    k, v = (np.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
+    weights = np.exp(scale * np.einsum("btnh,bsnh->bnts", q, k)) * mask[:, None]
+    return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+
+
 def normed(config, x, scale):
     dims = tuple(range(-scale.ndim, 0))
     if config.norm == "layer_norm":

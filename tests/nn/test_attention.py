@@ -1,4 +1,8 @@
-"""The plain backend and every switch of Attention against loops over rows, heads, queries, keys."""
+"""The plain backend and every switch of Attention against loops over rows, heads, queries, keys;
+attention of encoders, and to them, against plain numpy.
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +11,9 @@ import pytest
 
 from lm.errors import UserError
 from lm.mesh import make_mesh, use_mesh
-from lm.nn.attention import BACKENDS, Attention, Visible, kv_copies, plain
+from lm.nn.attention import BACKENDS, Attention, CrossAttention, Visible, kv_copies, plain
+from lm.nn.cache import begin
+from lm.nn.params import bind
 from tests.nn import attending, my_attention  # noqa: F401, registers the backend "sigmoid"
 from tests.nn.tiny import tiny
 
@@ -135,6 +141,96 @@ def test_every_switch_is_its_formula(name):
     batch = (attending.X, attending.POSITIONS, attending.SEGMENTS)
     expected = attending.by_loops(config, params, *batch)
     np.testing.assert_allclose(attending.ours(config, params), expected, rtol=0, atol=1e-10)
+
+
+def projected(p, x, name, letters, start=""):
+    product = np.einsum("btd,dnh->btnh", x, p[f"{start}{name}_D{letters}"])
+    return product + p[f"{start}{name}_bias_{letters}"]
+
+
+def queries_keys_values(p, x, memory=None, start=""):
+    memory = x if memory is None else memory
+    pairs = (("query", "NH", x), ("key", "KH", memory), ("value", "KH", memory))
+    return [projected(p, source, name, letters, start) for name, letters, source in pairs]
+
+
+def output(p, out):
+    return np.einsum("btnh,nhd->btd", out, p["output_NHD"]) + p["output_bias_D"]
+
+
+def run(module, p, name, rows, memory=None, layer=None):
+    """The module's output for attending.X, in float64, with the context of this name."""
+
+    def attend(p, rows, memory):
+        contexts, _ = begin(module.config, rows, None, jnp.float64, memory)
+        context = dataclasses.replace(contexts[name], layer=layer)
+        return bind(module, p)(jnp.asarray(attending.X), context)[0]
+
+    with jax.enable_x64(True):
+        return jax.jit(attend, compiler_options=attending.QUICK)(p, rows, memory)
+
+
+ROWS = {"positions_BT": attending.POSITIONS, "segments_BT": attending.SEGMENTS}
+SAME = attending.SEGMENTS[:, :, None] == attending.SEGMENTS[:, None, :]
+
+
+def within(window):
+    """Boolean (B, T, T); 0: all."""
+    positions = attending.POSITIONS
+    return abs(positions[:, :, None] - positions[:, None, :]) <= (window / 2 or np.inf)
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_an_encoder_sees_both_sides(window):
+    pattern = {"attention_pattern": "local", "window": window} if window else {}
+    config = attending.double({"stack": "encoder", "num_kv_heads": 2, **pattern})
+    module = attending.module_of(config)
+    p = attending.random_parameters(module)
+    mask = SAME & within(window)
+    expected = output(p, attending.dense(*queries_keys_values(p, attending.X), mask, 0.5))
+    ours = run(module, p, "local" if window else "full", ROWS)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_global_tokens_see_and_are_seen_by_all(window):
+    """Longformer's dense equivalent, systems.md 4.4."""
+    pattern = {"attention_pattern": "local", "window": window} if window else {}
+    config = attending.double({"stack": "encoder", "global_attention": True, **pattern})
+    module = attending.module_of(config)
+    p = attending.random_parameters(module)
+    is_global = np.random.default_rng(3).random(attending.SEGMENTS.shape) < 0.2
+    mask = SAME & (within(window) | is_global[:, None, :])
+    ordinary = attending.dense(*queries_keys_values(p, attending.X), mask, 0.5)
+    of_all = attending.dense(*queries_keys_values(p, attending.X, start="global_"), SAME, 0.5)
+    expected = output(p, np.where(is_global[..., None, None], of_all, ordinary))
+    ours = run(module, p, "local" if window else "full", {**ROWS, "global_BT": is_global})
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)
+
+
+def test_attention_to_an_encoder_sees_its_segment_whole():
+    """At once, and of keys and values that all layers remember: this one is the second of two."""
+    config = attending.double({"stack": "encoder_decoder", "num_kv_heads": 2})
+    module = CrossAttention(config)
+    p, rng = attending.random_parameters(module), np.random.default_rng(4)
+    hidden = rng.standard_normal((attending.B, 7, 16))
+    segments = np.array(
+        [[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 2, 2], [0] + [1] * 6, [1] * 6 + [0]]
+    )
+    q, k, v = queries_keys_values(p, attending.X, hidden)
+    mask = attending.SEGMENTS[:, :, None] == segments[:, None, :]
+    with np.errstate(invalid="ignore"):  # padding of texts whose source has none
+        expected = output(p, attending.dense(q, k, v, mask, 0.5))
+    source = {"segments_BS": segments, "positions_BS": np.arange(7)[None].repeat(4, 0)}
+    at_once = run(module, p, "cross", ROWS, {**source, "hidden_BSD": hidden})
+    stacks = {
+        name: np.stack([rng.standard_normal(x.shape), x]).swapaxes(2, 3)
+        for name, x in (("key_LBKSH", k), ("value_LBKSH", v))
+    }
+    remembered = run(module, p, "cross", ROWS, {**source, **stacks}, layer=1)
+    for ours in (at_once, remembered):
+        real = attending.REAL
+        np.testing.assert_allclose(ours[real], expected[real], rtol=0, atol=1e-10)
 
 
 def test_values_may_have_a_width_of_their_own():

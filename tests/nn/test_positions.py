@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.nn.params import bind
+from lm.mesh import make_mesh, sharding, use_mesh
+from lm.nn.attention import Visible
+from lm.nn.params import abstract_parameters, bind
 from lm.nn.positions import (
+    DistanceBuckets,
     LearnedPositions,
     alibi_slopes,
+    distance_buckets,
     rotary_rates,
     rotate,
     rotation,
@@ -146,6 +150,84 @@ def test_learned_positions_are_rows_of_the_table():
     positions = np.array([[0, 8, 3], [1, 1, 2]])
     ours = bind(LearnedPositions(model), {"table_PD": jnp.asarray(table)})(positions)
     np.testing.assert_array_equal(ours, table[positions])
+
+
+def test_the_first_rows_of_a_table_may_be_left_out():
+    model = tiny({"model.max_positions": 11, "model.position_offset": 2}).model
+    table = RNG.standard_normal((11, 16)).astype(np.float32)
+    positions = np.array([[0, 8, 3]])
+    ours = bind(LearnedPositions(model), {"table_PD": jnp.asarray(table)})(positions)
+    np.testing.assert_array_equal(ours, table[positions + 2])
+
+
+def test_sinusoids_in_halves_are_sines_and_then_cosines():
+    positions = np.array([[0, 1, 7, 300]])
+    angle = positions[..., None] / 10_000 ** (2 * np.arange(5) / 10)
+    expected = np.concatenate([np.sin(angle), np.cos(angle)], -1)
+    np.testing.assert_allclose(sinusoid(positions, 10, halves=True), expected, atol=1e-4)
+
+
+# The first distance of each bucket, systems.md 4.2.
+ENCODER = [*range(8), 8, 12, 16, 23, 32, 46, 64, 91]
+DECODER = [*range(16), 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
+
+
+def bucketed(stack, **keys):
+    keys = {"stack": stack, "position": "buckets", **keys}
+    return tiny({f"model.{key}": value for key, value in keys.items()}).model
+
+
+def bucket_of(stack, distance):
+    """distance: key less query."""
+    firsts = ENCODER if stack == "encoder" else DECODER
+    within = sum(first <= abs(distance) for first in firsts) - 1
+    if stack == "decoder":
+        return within if distance < 0 else 0
+    return within + (16 if distance > 0 else 0)
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_buckets_begin_at_t5s_distances(stack):
+    expected = [bucket_of(stack, distance) for distance in range(-128, 129)]
+    assert distance_buckets(bucketed(stack)).tolist() == expected
+
+
+def test_the_stacks_of_both_have_buckets_of_their_own():
+    both = bucketed("encoder_decoder")
+    np.testing.assert_array_equal(distance_buckets(both), distance_buckets(bucketed("decoder")))
+    encoder = distance_buckets(both.encoder())
+    np.testing.assert_array_equal(encoder, distance_buckets(bucketed("encoder")))
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_each_bucket_of_distances_has_a_number_on_any_mesh(stack):
+    config = bucketed(stack)
+    module = DistanceBuckets(config)
+    table = RNG.standard_normal((32, 4)).astype(np.float32)
+    rows = RNG.integers(0, 300, (8, 9)), RNG.integers(0, 300, (8, 11))
+    one = rows[0][:1], rows[1][:1]
+
+    def expected(queries, keys):
+        distance = keys[:, None] - queries[:, :, None]
+        buckets = np.vectorize(lambda each: bucket_of(stack, each))(distance)
+        return np.moveaxis(table[buckets], -1, 1)
+
+    def ours(params, queries, keys):
+        segments = jnp.ones_like(queries), jnp.ones_like(keys)
+        return bind(module, params)(Visible(queries, keys, *segments))
+
+    for positions in (rows, one):
+        np.testing.assert_array_equal(ours({"table_RN": table}, *positions), expected(*positions))
+    mesh = make_mesh(2, 2, 2)
+    with use_mesh(mesh):
+        place = abstract_parameters(module, mesh)["table_RN"].sharding
+        params = {"table_RN": jax.device_put(table, place)}
+        for positions, placed in (
+            (rows, jax.device_put(rows, sharding(mesh, "tokens"))),
+            (one,) * 2,
+        ):
+            found = jax.device_get(jax.jit(ours)(params, *placed))
+            np.testing.assert_array_equal(found, expected(*positions))
 
 
 @pytest.mark.parametrize(

@@ -8,30 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lm.nn.attention
-import lm.nn.transformer
 from lm.errors import UserError
 from lm.mesh import make_mesh, sharding, use_mesh
-from lm.nn.attention import keep_mask
 from lm.nn.params import abstract_parameters, bind, initialise
-from lm.nn.transformer import Transformer, dropout
+from lm.nn.transformer import Transformer
 from lm.objectives.loss import objective_loss
 from tests.nn import my_attention  # noqa: F401, registers the backend "sigmoid"
-from tests.nn.tiny import tiny
+from tests.nn.tiny import parameters, tiny
 
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 40, (1, 8)).astype(np.int32)
 SEGMENTS = np.array([[1, 1, 1, 1, 1, 2, 2, 2]], np.int32)
 POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 2]], np.int32)
-
-
-def parameters(config, seed=0):
-    """Random values for every parameter, biases and scales too."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype),
-        abstract_parameters(Transformer(config.model)),
-    )
 
 
 def logits(config, params, tokens, **packing):
@@ -126,41 +114,6 @@ def test_more_tokens_than_learned_positions_are_refused():
     config = tiny()
     with pytest.raises(UserError, match="9 tokens are more than the model's 8 positions"):
         logits(config, parameters(config), np.zeros((1, 9), np.int32))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(dtype):
-    x = jnp.asarray(1 + RNG.random((100, 100, 100)), dtype)
-    y = np.asarray(dropout(x, jax.random.key(0), 0.1), np.float64)
-    assert abs((y == 0).mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / y.size)
-    # 1 / 0.9 rounded to bfloat16 would make all of it 0.16% smaller.
-    kept = y != 0
-    assert abs(y[kept].mean() / np.float64(x)[kept].mean() * 0.9 - 1) < 2e-4
-    assert dropout(x, None, 0.1) is x and dropout(x, jax.random.key(0), 0.0) is x
-
-
-def test_dropout_masks_are_the_same_on_every_mesh():
-    expected = np.asarray(keep_mask(jax.random.key(0), (8, 8, 8, 8), 0.3, "scores"))
-    for shape in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
-        with use_mesh(make_mesh(*shape)):
-            mask = jax.jit(lambda: keep_mask(jax.random.key(0), (8, 8, 8, 8), 0.3, "scores"))()
-            np.testing.assert_array_equal(mask, expected)
-
-
-def test_every_layer_and_place_has_a_dropout_mask_of_its_own(monkeypatch):
-    rates = {f"model.{place}_dropout": 0.1 for place in ("embedding", "attention", "residual")}
-    config = tiny({**rates, "model.scan_layers": False, "model.num_layers": 3})
-    params, used = parameters(config), []
-
-    def recorded(key, *rest):
-        used.append(tuple(jax.random.key_data(key).tolist()))
-        return keep_mask(key, *rest)
-
-    monkeypatch.setattr(lm.nn.attention, "keep_mask", recorded)
-    monkeypatch.setattr(lm.nn.transformer, "keep_mask", recorded)
-    for seed in (0, 1):
-        bind(Transformer(config.model), params).hidden(TOKENS, key=jax.random.key(seed))
-    assert len(set(used)) == len(used) == 2 * (1 + 3 * 3)
 
 
 def test_gradients_of_frequent_tokens_and_biases_are_not_summed_in_low_precision():

@@ -1,7 +1,13 @@
-"""A configuration whose model compiles in a moment."""
+"""A configuration whose model compiles in a moment, and parameters for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from configs.base import base
 from lm.config import resolve
+from lm.nn.params import abstract_parameters
+from lm.nn.transformer import Transformer
 
 TINY = {
     "model.vocab_size": 40,
@@ -14,11 +20,26 @@ TINY = {
     "data.sequence_length": 8,
 }
 
+# What a stack needs that is no decoder: an objective that it can learn by.
+STACKS = {
+    "encoder": {"objective.kind": "masked", "data.separate_documents": False},
+    "encoder_decoder": {"objective.kind": "span_corruption", "data.separate_documents": False},
+}
+
 
 def tiny(keys=()):
     """The resolved Config of TINY and these: {"section.key": value}."""
-    config = base()
-    for name, value in {**TINY, **dict(keys)}.items():
+    config, keys = base(), dict(keys)
+    for name, value in {**TINY, **STACKS.get(keys.get("model.stack"), {}), **keys}.items():
         section, key = name.split(".")
         config[section][key] = value
     return resolve(config)
+
+
+def parameters(config, seed=0):
+    """Random values for every parameter, biases and scales too."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype),
+        abstract_parameters(Transformer(config.model)),
+    )

@@ -11,7 +11,12 @@ import pytest
 
 from configs.base import base
 from lm.config import resolve
-from lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, LibraryTokenizer
+from lm.data.tokenizer import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    LibraryTokenizer,
+    train_tokenizer,
+)
 from lm.errors import RunError, UserError
 from lm.mesh import make_mesh
 from lm.model import LanguageModel, skeleton
@@ -32,6 +37,8 @@ def make_model(mesh=None, tokenizer=None, **changes):
     keys.model.update(**SIZES, initializer_std=0.3)
     keys.model.update(changes)
     keys.data.sequence_length = min(64, keys.model.max_positions)
+    if keys.model.stack == "encoder_decoder":
+        keys.objective.kind, keys.data.separate_documents = "span_corruption", False
     config = resolve(keys, 257).model
     module, _ = skeleton(config, mesh)
     params = initialise(module, 0, mesh)
@@ -146,6 +153,97 @@ def test_greedy_past_the_table_on_a_mesh():
         samples = tokens_of(generate(many, UNEQUAL[:5], 40, **settings))
         expected = [greedy_past_the_table(one, text, 40) for text in UNEQUAL[:5]]
     assert samples == [[tokens, tokens] for tokens in expected]
+
+
+BOTH = {"stack": "encoder_decoder", "num_layers": 1, "start_token": 7}
+SOURCES = [[3, 4, 5, 6, 1, 2, 9], [8], [*range(20, 44)]]
+
+
+def greedy_target(model, source, count):
+    """Each token from the logits of the whole target so far, which follows the start token. Past
+    the table it goes on with a window, as `greedy_past_the_table` does.
+    """
+    text, rows = [], model.config.max_positions if model.config.position == "learned" else 99
+    window = [model.config.start_token]
+    for _ in range(count):
+        row = np.zeros((1, 24), np.int32)[:, :rows]
+        row[0, : len(window)] = window
+        text.append(int(np.argmax(model([source], row)[0, len(window) - 1, :257])))
+        window.append(text[-1])
+        if len(window) > rows:
+            window = window[-max(1, rows // 2) :]
+    return text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"position": "buckets", "norm": "rms_norm", "num_kv_heads": 2, "logit_scale": 0.2},
+        {"position": "sinusoid_halves", "norm_placement": "post", "final_norm": False},
+    ],
+    ids=lambda changes: changes["position"],
+)
+def test_a_target_is_that_of_the_model_without_a_cache(changes):
+    model = make_model(**BOTH, **changes)
+    samples = generate(model, SOURCES, 14, temperature=0, stop_at_end_of_text=False, num_samples=2)
+    expected = [greedy_target(model, source, 14) for source in SOURCES]
+    assert tokens_of(samples) == [[tokens, tokens] for tokens in expected]
+    assert len({tuple(tokens) for tokens in expected}) == len(SOURCES)
+
+
+def test_a_target_past_the_table_and_on_a_mesh():
+    """In float64, where sums in another order decide nothing. Sources must fit the table."""
+    with jax.enable_x64(True):
+        changes = {"param_dtype": "float64", "compute_dtype": "float64", "max_positions": 9}
+        one, many = (make_model(mesh, **BOTH, **changes) for mesh in (None, make_mesh(2, 2, 2)))
+        settings = {"temperature": 0, "stop_at_end_of_text": False, "num_samples": 3}
+        sources = SOURCES[:2]
+        samples = tokens_of(generate(many, sources, 20, **settings))
+        assert samples == [[greedy_target(one, source, 20)] * 3 for source in sources]
+    with pytest.raises(UserError, match=r"prompts\[0\] of 10 tokens is longer than .* 9 pos"):
+        generate(one, [[1] * 10], 5)
+
+
+def greedy_after_a_prefix(model, prompt, count):
+    """Each token from the logits of all before it, of which the prompt is read both ways."""
+    text = [256, *prompt.encode()]
+    prefix = (np.arange(48) < len(text))[None]
+    for _ in range(count):
+        row = np.zeros((1, 48), np.int32)
+        row[0, : len(text)] = text
+        text.append(int(np.argmax(model(row, prefix=prefix)[0, len(text) - 1, :257])))
+    return text[-count:]
+
+
+def test_a_prompt_is_read_in_both_directions():
+    model = make_model(prefix_attention=True)
+    prompts = [*PROMPTS, "for i in range(9):"]
+    samples = generate(model, prompts, 12, temperature=0, stop_at_end_of_text=False)
+    expected = [[greedy_after_a_prefix(model, prompt, 12)] for prompt in prompts]
+    assert tokens_of(samples) == expected
+    causal = dataclasses.replace(model.config, prefix_attention=False)
+    causal = dataclasses.replace(model, config=causal, module=skeleton(causal)[0])
+    samples = generate(causal, prompts, 12, temperature=0, stop_at_end_of_text=False)
+    assert tokens_of(samples) != expected
+
+
+def test_an_encoder_writes_nothing():
+    config = dataclasses.replace(make_model().config, stack="encoder")
+    with pytest.raises(UserError, match=r"an encoder writes no text; lm.fill\(model, ...\)"):
+        generate(dataclasses.replace(make_model(), config=config), "a", 5)
+
+
+def test_a_text_is_a_source_between_its_ends():
+    """It may hold names of special tokens; a sample holds nothing of the source."""
+    tokenizer = train_tokenizer("bpe", ["a b c d, e f. "] * 9, 400, "sentinels")
+    model = make_model(tokenizer=tokenizer, **BOTH, vocab_size=400)
+    special = tokenizer.special
+    source = [*tokenizer.encode("a b"), special["sentinels"][0], *tokenizer.encode(" d")]
+    settings = {"temperature": 0, "stop_at_end_of_text": False}
+    by_text = generate(model, "a b <extra_id_0> d", 8, **settings)
+    assert by_text == generate(model, [[*map(int, source), special["end"]]], 8, **settings)
+    [[sample]] = by_text
+    assert sample.text == tokenizer.decode(sample.tokens) and len(sample.tokens) == 8
 
 
 def test_randomness_belongs_to_the_place_in_the_text(model):
