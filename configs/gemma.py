@@ -2,43 +2,25 @@
 
 Claim: exactly the published architectures and parameter counts, and the published number of tokens
 (3 and 6 T) in sequences of 8192. Batch and optimiser are not published: here the default recipe
-(configs/common.py). The data is yours. Not run here at full length.
+(configs/common.py).
 
-Expected: MMLU with 5 examples 42.3 (2B) and 64.3 (7B) (table 6).
-
-    python -m experiments.train --config=configs/gemma.py --workdir=/mnt/BUCKET/gemma \\
-        --config.data.path=TEXT --config.mesh.fsdp=64
+    python -m experiments.train --config=configs/gemma.py --workdir=runs/gemma --config.mesh.fsdp=64
 """
 
-from configs import common
 from configs.base import presets
+from configs.common import budget, llama_block, preset, tiny_preset
 
 
-def sized(num_layers, d_model, num_heads, num_kv_heads, head_width, d_ff, tokens):
-    config = common.llama_block()
-    common.vocabulary(config, 256_000)
-    config.model.update(num_layers=num_layers, d_model=d_model, d_ff=d_ff)
-    config.model.update(num_heads=num_heads, num_kv_heads=num_kv_heads, head_width=head_width)
+def sized(num_layers, d_model, num_heads, num_kv_heads, head_width, d_ff, tokens, length=8192):
+    config = llama_block(256_000, num_layers, d_model, num_heads, d_ff)
+    config.model.update(num_kv_heads=num_kv_heads, head_width=head_width)
     config.model.update(norm_eps=1e-6, norm_offset=True, activation="gelu_tanh")
     config.model.update(tied_embedding=True, embedding_scale=d_model**0.5)
-    common.budget(config, tokens, batch_size=512, sequence_length=8192)
+    budget(config, tokens, batch_size=2**22 // length, sequence_length=length)
     return config
 
 
-def gemma_2b():
-    """2,506,172,416 parameters; 3 T tokens; one key head."""
-    return sized(18, 2048, 8, 1, 256, 16384, tokens=3e12)
-
-
-def gemma_7b():
-    """8,537,680,896 parameters; 6 T tokens; the heads' 4096 are not the width, 3072."""
-    return sized(28, 3072, 16, 16, 256, 24576, tokens=6e12)
-
-
-def tiny():
-    """311,872 parameters, of the shape of 2B, trained in seconds on a CPU: one key head."""
-    sizes = {"num_kv_heads": 1, "head_width": 32, "d_ff": 256}
-    return common.tiny(gemma_2b(), embedding_scale=8.0, **sizes)
-
-
+gemma_2b = preset("gemma_2b", 2_506_172_416, sized, 18, 2048, 8, 1, 256, 16384, 3e12)
+gemma_7b = preset("gemma_7b", 8_537_680_896, sized, 28, 3072, 16, 16, 256, 24576, 6e12)
+tiny = tiny_preset(gemma_2b, 311_872, num_kv_heads=1, head_width=32, d_ff=256, embedding_scale=8.0)
 get_config = presets(gemma_2b, gemma_7b, tiny)
