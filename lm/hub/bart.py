@@ -69,7 +69,7 @@ TENSORS = (
     *attention(f"{CROSS}.", "layers/cross_attention/", LINEARS),
     *norm(f"{CROSS}_layer_norm", "layers/cross_attention_residual_norm"),
     Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
-    Tensor("final_logits_bias", {"head/bias_V": "1,V"}),
+    Tensor("final_logits_bias", {"head/fixed_bias_V": "1,V"}),
 )
 SHARED = "model.shared.weight"
 COPIES = {f"model.{name}.embed_tokens.weight": SHARED for name in ("encoder", "decoder")}

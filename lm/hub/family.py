@@ -141,7 +141,7 @@ class Family:
     fused: tuple[Tensor, ...] = ()
     copies: dict[str, str] = dataclasses.field(default_factory=dict)
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
-    written: dict[str, Callable] = dataclasses.field(default_factory=dict)
+    written: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     prefix: str = "model."
     ignored: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 

@@ -164,7 +164,7 @@ def slots(rows, shapes, config):
 def _numbers(config):
     """{part of a layer: the numbers of the layers that have it}"""
     layers = [*enumerate(config.layers())]
-    numbers = collections.defaultdict(lambda: range(config.num_layers))
+    numbers: dict[str, Any] = collections.defaultdict(lambda: range(config.num_layers))
     numbers["feedforward"] = [number for number, layer in layers if not layer.experts]
     numbers["experts"] = [number for number, layer in layers if layer.experts]
     numbers["attention_norm"] = [number for number, layer in layers if layer.first_norm]

@@ -63,9 +63,10 @@ class Head(nnx.Module):
         if not config.tied_embedding:
             init = matrix_init(config, D, V)
             self.kernel_DV = param((D, V), ("model", "vocab"), init, dtype)
-        if config.head_bias != "none":
-            fixed = config.head_bias == "fixed"
-            self.bias_V = param((V,), ("vocab",), zeros, dtype, buffer=fixed)
+        if config.head_bias == "learned":
+            self.bias_V = param((V,), ("vocab",), zeros, dtype)
+        elif config.head_bias == "fixed":
+            self.fixed_bias_V = param((V,), ("vocab",), zeros, dtype, buffer=True)
 
     def __call__(self, hidden_BTD, table_VD):
         """(B, T, V), float32 or wider. table_VD: the embedding's."""
@@ -76,12 +77,12 @@ class Head(nnx.Module):
         kernel_DV = weight(table_VD, dtype).T if tied else weight(self.kernel_DV, dtype)
         logits_BTV = matmul(hidden_BTD, kernel_DV, "logits")
         logits_BTV = logits_BTV.astype(jnp.promote_types(dtype, jnp.float32))
-        if self.config.head_bias == "none":
-            return logits_BTV
-        bias_V = self.bias_V[...].astype(logits_BTV.dtype)
+        if self.config.head_bias == "learned":
+            return logits_BTV + self.bias_V[...].astype(logits_BTV.dtype)
         if self.config.head_bias == "fixed":
-            bias_V = jax.lax.stop_gradient(bias_V)
-        return logits_BTV + bias_V
+            fixed_V = jax.lax.stop_gradient(self.fixed_bias_V[...])
+            return logits_BTV + fixed_V.astype(logits_BTV.dtype)
+        return logits_BTV
 
 
 class Pooler(nnx.Module):

@@ -51,6 +51,7 @@ def decay_mask(params, kind):
         names = [entry.key for entry in path]
         vector = names[-1].startswith(("scale", "sinks")) or "bias" in names[-1]
         matrix = not vector and (kind == "matrices" or not names[-1].startswith("table"))
-        return not is_buffer(path) and (kind == "all" or matrix)
+        fixed = is_buffer(path) or names[-1].startswith("fixed")
+        return not fixed and (kind == "all" or matrix)
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -126,7 +126,7 @@ def same_gradients(model, oracle, ours):
     gradients = {name: grad.numpy() for name, grad in gradients.items()}
     largest = max(np.abs(grad).max() for grad in ours.values())
     buffers = [name for name in ours if name.endswith("selection_bias_E")]
-    buffers += ["head/bias_V"] if model.config.head_bias == "fixed" else []
+    buffers += ["head/fixed_bias_V"] if model.config.head_bias == "fixed" else []
     assert not any(np.any(ours[name]) for name in buffers)
     shapes = {name: grad.shape for name, grad in ours.items()}
     found = slots(FAMILIES[oracle.config.model_type].rows(gradients), shapes, model.config)
