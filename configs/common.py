@@ -60,6 +60,18 @@ def tiny(config, **model):
     return config
 
 
+def tiny_encoder(config, **model):
+    """As `tiny`, for what predicts only some tokens of a text and so learns less from each: shorter
+    texts, more of them, more steps, no dropout.
+    """
+    without = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
+    config = tiny(config, **{"num_layers": 2, "initializer_std": 0.05, **without, **model})
+    config.data.update(batch_size=64, sequence_length=32)
+    config.train.num_steps = 800
+    config.evaluate.every_steps = 400
+    return config
+
+
 def preset(name, count, make, *sizes, **more):
     """A preset as a row of a table of sizes: a function of nothing, that is make(*sizes, **more).
 

@@ -40,7 +40,7 @@ modernbert_large = common.preset(
 
 def tiny():
     """177,280 parameters, of the same shape, trained in seconds on a CPU: windows of 16."""
-    return common.tiny(modernbert_base(), d_ff=96, window=16)
+    return common.tiny_encoder(modernbert_base(), num_layers=4, d_ff=96, window=16)
 
 
 get_config = presets(modernbert_base, modernbert_large, tiny)

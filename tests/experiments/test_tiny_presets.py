@@ -33,7 +33,7 @@ BATCHES = 60  # from which that one learns it
 NAMES = [
     f"{path.stem}:{name}"
     for path in sorted((ROOT / "configs").glob("*.py"))
-    for name in re.findall(r"^def (tiny\w*)\(\):", path.read_text(), re.MULTILINE)
+    for name in re.findall(r"^(?:def )?(tiny\w*)(?:\(\):| = )", path.read_text(), re.MULTILINE)
 ]
 PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 
