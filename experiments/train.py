@@ -126,6 +126,9 @@ def run(workdir, data, config):
     mesh, metrics = make_mesh(**dataclasses.asdict(config.mesh)), config.metrics
     check_mesh(mesh, config.model, config.data.batch_size, parts)
     examples = make_examples(config.objective, config.data, config.model, data.tokenizer)
+    if examples:  # checked again, now that the length of targets is known
+        known = dataclasses.replace(config.data, target_length=examples.target_length)
+        dataclasses.replace(config, data=known)
     batches = Batches(data.train, config.data, config.train.seed, examples)
     model = Transformer(config.model)
     evaluate = evaluator(model, config, data, mesh, examples)

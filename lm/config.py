@@ -319,10 +319,12 @@ class Config:
             f"optim.router_bias_step={step} moves a bias that is not there; set "
             "model.router_selection_bias=True, or the step to 0.",
         )
-        chunk = objective.logits_chunk
+        chunk, of = objective.logits_chunk, "sequence"
+        if model.stack == "encoder_decoder":  # 0: not known before the examples are
+            of, length = "target", data.target_length
         require(
             not chunk or length % chunk == 0,
-            f"objective.logits_chunk={chunk} does not divide data.sequence_length={length}; "
+            f"objective.logits_chunk={chunk} does not divide data.{of}_length={length}; "
             f"{math.gcd(chunk, length)} does.",
         )
         require(

@@ -8,6 +8,7 @@ import pytest
 from configs.base import base
 from lm.config import Config, DataConfig, build, differences, flatten, resolve
 from lm.errors import UserError
+from tests.nn.tiny import STACKS
 
 
 def nested_keys(kind):
@@ -140,6 +141,127 @@ def test_what_is_wrong_is_said_in_one_line(change):
         resolve(keys, tokenizer_size=300)
     message = str(error.value)
     assert key in message and WRONG[change] in message and "\n" not in message
+
+
+ENCODER, BOTH = STACKS["encoder"], STACKS["encoder_decoder"]
+ENCODER, BOTH = ENCODER | {"model.stack": "encoder"}, BOTH | {"model.stack": "encoder_decoder"}
+PREFIX = {"objective.kind": "prefix", "data.separate_documents": False}
+PAIRS = {"model.pooler": True, "model.next_sentence": True, "model.token_types": 2}
+CONTRASTIVE = ENCODER | {"objective.kind": "contrastive"}
+# Keys, what the line must hold, and what mends it, as the line says.
+TOGETHER = [
+    ({"objective.kind": "maskd"}, "Did you mean 'masked'", None),
+    (
+        {"objective.kind": "masked,causal"},
+        "not alike; mix those of one line: causal; masked, re",
+        None,
+    ),
+    ({"objective.kind": "prefix=0"}, "'span_corruption=3,prefix=1'", None),
+    ({"objective.kind": "prefix,prefix"}, "different names with numbers", None),
+    (ENCODER | {"objective.noise": "infiling"}, "Did you mean 'infilling'", None),
+    (ENCODER | {"objective.pooling": "max"}, "One of: first, mean, pooler", None),
+    (ENCODER | {"objective.mask_rate": 1.0}, "must be in (0, 1)", None),
+    (ENCODER | {"objective.mask_token_share": 0.95}, "1 or less together", None),
+    (BOTH | {"objective.mean_span": 0.5}, "1 or more", None),
+    (CONTRASTIVE | {"objective.temperature": 0.0}, "must be more than 0", None),
+    (
+        {"objective.kind": "masked"},
+        "not for model.stack='decoder'; for that there are causal, span_corruption, denoising",
+        None,
+    ),
+    (
+        ENCODER | {"objective.kind": "causal"},
+        "not for model.stack='encoder'; for that there are masked, replaced, contrastive",
+        {"objective.kind": "masked"},
+    ),
+    (BOTH | {"objective.kind": "causal"}, "for that there are span_corruption", BOTH),
+    (PREFIX, "needs model.prefix_attention=True in a decoder", {"model.prefix_attention": True}),
+    (
+        PREFIX | {"model.prefix_attention": True, "data.separate_documents": True},
+        "set data.separate_documents=False",
+        {"data.separate_documents": False},
+    ),
+    (
+        ENCODER | {"data.order": "contiguous"},
+        "needs data.order='shuffled'",
+        ENCODER | {"data.order": "shuffled"},
+    ),
+    (
+        ENCODER | {"objective.kind": "replaced"},
+        "needs model.detector=True",
+        {"model.detector": True},
+    ),
+    (ENCODER | {"objective.next_sentence": True}, "needs model.next_sentence=True", PAIRS),
+    (
+        ENCODER | PAIRS | {"objective.next_sentence": True, "model.token_types": 1},
+        "model.token_types=2",
+        {"model.token_types": 2},
+    ),
+    (ENCODER | {"model.next_sentence": True}, "needs model.pooler", {"model.pooler": True}),
+    (CONTRASTIVE, "set model.residual_dropout=0.1", {"model.residual_dropout": 0.1}),
+    (
+        CONTRASTIVE | {"objective.pooling": "pooler", "model.residual_dropout": 0.1},
+        "objective.pooling='pooler' needs model.pooler=True",
+        {"model.pooler": True},
+    ),
+    (ENCODER | {"model.head": "none"}, "set model.head='linear'", {"model.head": "linear"}),
+    (
+        CONTRASTIVE | {"model.head": "none", "model.head_bias": "learned"},
+        "model.tied_embedding=True and model.head_bias='none'",
+        {"model.head_bias": "none", "model.residual_dropout": 0.1},
+    ),
+    (BOTH | {"model.head": "none"}, "model.stack='encoder_decoder' needs a head", None),
+    ({"model.stack": "encoders"}, "Did you mean 'encoder'", None),
+    ({"model.num_encoder_layers": 2}, "and 0 with others", {"model.num_encoder_layers": 0}),
+    (
+        BOTH | {"model.num_encoder_layers": 0},
+        "1 or more with 'enc",
+        {"model.num_encoder_layers": 1},
+    ),
+    (BOTH | {"model.parallel_block": True}, "leave them out", {"model.parallel_block": False}),
+    (ENCODER | {"model.mtp_depth": 1}, "for model.stack='decoder'", {"model.mtp_depth": 0}),
+    (ENCODER | {"model.position": "alibi"}, "looks back only", {"model.position": "rope"}),
+    ({"model.pooler": True}, "model.pooler needs model.stack='encoder'", ENCODER),
+    (BOTH | {"model.global_attention": True}, "needs model.stack='encoder'", None),
+    (
+        {"model.prefix_attention": True, "model.position": "relative"},
+        "a position that looks ahead",
+        {"model.position": "rope"},
+    ),
+    ({"model.position": "rope", "model.position_offset": 2}, "set model.position='learned'", None),
+    ({"model.position_offset": 256, "model.max_positions": 256}, "leaves none", None),
+    (
+        {"model.position_offset": 2, "model.max_positions": 256},
+        "model.max_positions=256 less position_offset=2; make the one shorter",
+        {"data.sequence_length": 254},
+    ),
+    (BOTH | {"data.target_length": 300, "model.max_positions": 256}, "target_length=300", None),
+    ({"model.position_buckets": 31}, "must be even", {"model.position_buckets": 32}),
+    ({"model.position_max_distance": 32}, "less than model.position_max_distance=32", None),
+    (
+        BOTH | {"objective.logits_chunk": 64, "data.target_length": 96},
+        "does not divide data.target_length=96; 32 does",
+        {"objective.logits_chunk": 32},
+    ),
+    ({"data.special_tokens": "ends"}, "Did you mean 'end'", {"data.special_tokens": "end"}),
+    ({"data.target_length": -1}, "0 (what is needed) or more", {"data.target_length": 0}),
+]
+
+
+@pytest.mark.parametrize(("keys", "named", "mended"), TOGETHER, ids=[row[1] for row in TOGETHER])
+def test_what_does_not_go_together_is_said_in_one_line(keys, named, mended):
+    def resolved(keys):
+        config = base().to_dict()
+        for name, value in keys.items():
+            section, key = name.split(".")
+            config[section][key] = value
+        return resolve(config, tokenizer_size=300)
+
+    with pytest.raises(UserError) as error:
+        resolved(keys)
+    assert named in str(error.value) and "\n" not in str(error.value)
+    if mended is not None:
+        resolved({**keys, **mended})
 
 
 def test_an_open_vocabulary_needs_a_tokenizer():

@@ -224,7 +224,7 @@ class TransformerConfig:
         require(self.pooler or not self.next_sentence, "model.next_sentence needs model.pooler.")
         require(
             self.head != "none" or self.stack == "encoder",
-            f"model.head='none' is for encoders; a {self.stack} needs a head.",
+            f"model.head='none' is for encoders; model.stack={self.stack!r} needs a head.",
         )
         require(
             self.head != "none" or (self.tied_embedding and self.head_bias == "none"),

@@ -141,6 +141,7 @@ def _scored(model, hidden_BTD, targets_BT, weights_BT, config):
     chunk, length = config.logits_chunk, hidden_BTD.shape[1]
     if not chunk or chunk >= length:
         return score(model.logits(hidden_BTD), targets_BT, weights_BT)
+    assert length % chunk == 0, (length, chunk)
 
     # The logits of one chunk of positions at a time, computed again in the backward pass: (B, T, V)
     # never exists.

@@ -25,7 +25,10 @@ def fill(model, text, top_k=5):
     Raises UserError for a model or a text without blanks.
     """
     tokenizer, config = model.tokenizer, model.config
-    require(config.stack == "encoder", f"a {config.stack} fills no blanks; lm.generate it.")
+    require(
+        config.stack == "encoder",
+        f"a model of stack {config.stack!r} fills no blanks; lm.generate(model, ...) continues.",
+    )
     require(
         tokenizer is not None and "mask" in tokenizer.special,
         "the model has no tokenizer with a mask, and so no blanks; give it tokens.",

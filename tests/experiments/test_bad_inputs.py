@@ -38,6 +38,11 @@ FILES = {
     "file": b"",
 }
 
+STREAM = {"data.separate_documents": False}
+ENCODER = {**STREAM, "model.stack": "encoder", "objective.kind": "masked"}
+BOTH = {**STREAM, "model.stack": "encoder_decoder", "objective.kind": "span_corruption"}
+SENTINELS = {"data.tokenizer": "bpe", "data.special_tokens": "sentinels"}
+SENTINELS |= {"data.tokenizer_size": 512, "model.vocab_size": 512}
 LANES = {"data.order": "contiguous", "data.separate_documents": False, "data.batch_size": 4096}
 # Keys of a new run, and what the line must hold.
 NEW = [
@@ -87,6 +92,22 @@ NEW = [
     (LANES, ["4096 x data.sequence_length=16 needs 65537", "make it 9 or less"]),
     ({"model.attention_backend": "flush"}, ["model.attention_backend='flush'", "plain"]),
     ({"model.param_dtype": "float64"}, ["model.param_dtype='float64'", "JAX_ENABLE_X64=1"]),
+    (
+        ENCODER,
+        ["'masked' needs the special token [MASK]", "data.tokenizer=bpe data.special_tokens=mask"],
+    ),
+    (BOTH, ["<extra_id_0> to", "data.tokenizer=bpe data.special_tokens=sentinels"]),
+    (
+        {**BOTH, **SENTINELS, "objective.logits_chunk": 4},
+        ["objective.logits_chunk=4 does not divide data.target_length=5; 1"],
+    ),
+    (
+        {**BOTH, **SENTINELS, "objective.noise_rate": 0.8},
+        ["target_length=", "longer than the position table", "make the one shorter"],
+    ),
+    ({"data.special_tokens": "mask"}, ["data.special_tokens='mask'", "leave it empty, or train"]),
+    ({"data.weights": "3,1"}, ["data.weights=3,1 is for 2 sources", "separate as many"]),
+    ({"data.weights": "3,x"}, ["data.weights=3,x must be numbers above 0"]),
     ({"metrics.wandb_project": "p"}, ["metrics.wandb_project='p'", "pip install wandb"]),
     ({"data.cache": "s3://bucket/cache"}, ["data.cache=s3://bucket/cache is a URL", "mount"]),
     ({"data.cache": "{folder}/file"}, ["file", "cannot be written", "data.cache or LM_CACHE"]),

@@ -13,28 +13,36 @@ from experiments import cli
 from experiments.generate import generate
 from lm.checkpoint import Checkpoints
 from lm.config import resolve
-from lm.data.tokenizer import ByteTokenizer
+from lm.data.tokenizer import ByteTokenizer, train_tokenizer
 from lm.nn.params import initialise
 from lm.nn.transformer import Transformer
+from tests.nn.tiny import STACKS
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A run with checkpoints 3 and 5; that of 7 diverged."""
+def write_run(folder, tokenizer, steps, **model):
+    """A workdir with checkpoints of these steps; that of 7 diverged."""
     keys = base()
-    keys.model.update(d_model=16, num_layers=1, num_heads=4, vocab_size=260, initializer_std=0.3)
+    keys.model.update(d_model=16, num_layers=1, num_heads=4, initializer_std=0.3, **model)
     keys.data.sequence_length = 32
     keys.checkpoint.keep_last = 9
-    config, folder = resolve(keys, 257), tmp_path_factory.mktemp("run")
+    for name, value in STACKS.get(keys.model.stack, {}).items():
+        section, key = name.split(".")
+        keys[section][key] = value
+    config = resolve(keys, tokenizer.size)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    ByteTokenizer().save(folder)
+    tokenizer.save(folder)
     with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
-        for step in (3, 5, 7):
+        for step in steps:
             params = initialise(Transformer(config.model), step)
             if step == 7:
                 params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
             checkpoints.save(step, {"params": params}, wait=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), ByteTokenizer(), (3, 5, 7), vocab_size=260)
 
 
 @pytest.fixture
@@ -136,3 +144,44 @@ def test_a_workdir_is_needed(capsys):
 def test_bytes_that_are_no_text(run):
     status, out, _ = run("--step=5", "--num_tokens=3", "--prompt=a\udcff")
     assert status == 0 and out.startswith("a?")
+
+
+TEXTS = ["the cat sat on the mat.", "a dog ran to the cat, and the cat ran."] * 9
+
+
+def test_an_encoder_fills_blanks(run, tmp_path):
+    tokenizer = train_tokenizer("wordpiece", TEXTS, 200)
+    folder = write_run(tmp_path, tokenizer, (3,), stack="encoder", head_bias="learned")
+    prompts = ["the [MASK] sat on the [MASK].", "a [MASK]"]
+    flags = [f"--prompt={prompt}" for prompt in prompts]
+    status, out, _ = run(*flags, "--json", workdir=folder)
+    expected = [lm.fill(lm.load(folder), prompt) for prompt in prompts]
+    assert status == 0 and [json.loads(line) for line in out.splitlines()] == [
+        {"prompt": prompt, "text": text, "blanks": [dataclasses.asdict(blank) for blank in blanks]}
+        for prompt, (text, blanks) in zip(prompts, expected, strict=True)
+    ]
+    status, out, _ = run(*flags, workdir=folder)
+    lines = out.splitlines()
+    assert (status, len(lines)) == (0, 5)
+    assert [lines[0], lines[3]] == [text for text, _ in expected]
+    [blank] = expected[1][1]
+    assert lines[4].startswith(f"  {blank.texts[0].strip()} {blank.probabilities[0]:.3f}, ")
+    status, out, err = run("--prompt=a cat", workdir=folder)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "'a cat' has no blank; write [MASK] where" in err
+
+
+def test_an_encoder_decoder_writes_its_target_alone(run, tmp_path):
+    tokenizer = train_tokenizer("bpe", TEXTS, 400, "sentinels")
+    keys = {"stack": "encoder_decoder", "position": "buckets", "vocab_size": 400}
+    folder = write_run(tmp_path, tokenizer, (3,), **keys)
+    prompts = ["the <extra_id_0> sat.", "a dog"]
+    flags = [*(f"--prompt={prompt}" for prompt in prompts), "--num_tokens=12", "--temperature=0"]
+    expected = lm.generate(lm.load(folder), prompts, 12, temperature=0)
+    status, out, _ = run(*flags, workdir=folder)
+    texts = [sample.text for [sample] in expected]
+    assert (status, out) == (0, f"\n{'-' * 20}\n".join(texts) + "\n")
+    _, out, _ = run(*flags, "--json", workdir=folder)
+    assert [json.loads(line)["tokens"] for line in out.splitlines()] == [
+        sample.tokens for [sample] in expected
+    ]

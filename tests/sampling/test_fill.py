@@ -88,7 +88,7 @@ def test_what_cannot_be_filled(model):
         ({}, f"{mask} {'cat ' * 30}", {}, "tokens are more than the model's 24 positions"),
         ({"tokenizer": None}, mask, {}, "no tokenizer with a mask"),
         ({"tokenizer": ByteTokenizer()}, mask, {}, "no tokenizer with a mask"),
-        ({"config": decoder}, mask, {}, r"a decoder fills no blanks; lm.generate"),
+        ({"config": decoder}, mask, {}, "stack 'decoder' fills no blanks; lm.generate(model, ...)"),
     ):
         with pytest.raises(UserError) as caught:
             lm.fill(dataclasses.replace(model, **changed), text, **settings)
