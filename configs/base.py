@@ -207,8 +207,8 @@ def objective():
         # span_corruption and denoising's infilling: the share of tokens in spans, and their length.
         noise_rate=0.15,
         mean_span=3.0,
-        # denoising: any of infilling, permutation, deletion, rotation, masking.
-        noise="infilling,permutation",
+        # denoising: any of permutation, infilling, deletion, rotation, masking, in this order.
+        noise="permutation,infilling",
         # contrastive: what stands for a text: first, mean or pooler; and what similarities are
         # divided by (SimCSE).
         pooling="first",
