@@ -147,6 +147,8 @@ ENCODER, BOTH = STACKS["encoder"], STACKS["encoder_decoder"]
 ENCODER, BOTH = ENCODER | {"model.stack": "encoder"}, BOTH | {"model.stack": "encoder_decoder"}
 PREFIX = {"objective.kind": "prefix", "data.separate_documents": False}
 PAIRS = {"model.pooler": True, "model.next_sentence": True, "model.token_types": 2}
+LATENT = {"model.kv_latent": 8, "model.position": "none", "model.qkv_bias": False}
+LATENT |= {"model.rope_width": 4, "model.value_width": 4}
 CONTRASTIVE = ENCODER | {"objective.kind": "contrastive"}
 # Keys, what the line must hold, and what mends it, as the line says.
 TOGETHER = [
@@ -223,6 +225,11 @@ TOGETHER = [
     (ENCODER | {"model.position": "alibi"}, "looks back only", {"model.position": "rope"}),
     ({"model.pooler": True}, "model.pooler needs model.stack='encoder'", ENCODER),
     (BOTH | {"model.global_attention": True}, "needs model.stack='encoder'", None),
+    (
+        ENCODER | LATENT | {"model.global_attention": True},
+        "query_key_norm or global_attention; change those",
+        {"model.global_attention": False},
+    ),
     (
         {"model.prefix_attention": True, "model.position": "relative"},
         "a position that looks ahead",

@@ -255,9 +255,11 @@ class TransformerConfig:
                 f"{self.head_width}, whose rest comes from the latent.",
             )
             require(
-                kv_heads == heads and not (local or self.qkv_bias or self.query_key_norm != "none"),
-                "model.kv_latent has as many key heads as heads, and no local layers, qkv_bias or "
-                "query_key_norm; change those.",
+                kv_heads == heads
+                and self.query_key_norm == "none"
+                and not (local or self.qkv_bias or self.global_attention),
+                "model.kv_latent has as many key heads as heads, and no local layers, qkv_bias, "
+                "query_key_norm or global_attention; change those.",
             )
         else:
             require(
