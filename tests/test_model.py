@@ -1,6 +1,7 @@
 """lm.load, what it refuses, and what `import lm` costs."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -42,6 +43,9 @@ def make_model(seed=0, mesh=None, **changes):
     config = make_config(**changes).model
     module, _ = skeleton(config, mesh)
     return LanguageModel(config, module, initialise(module, seed, mesh), ByteTokenizer(), mesh)
+
+
+shared = functools.cache(make_model)
 
 
 def write_run(folder, **changes):
@@ -193,7 +197,7 @@ BOTH = {"stack": "encoder_decoder", "num_layers": 1, "initializer_std": 0.3}
 
 
 def test_states_texts_and_pairs_are_the_layers_outputs():
-    model = make_model(**BERT)
+    model = shared(**BERT)
     params, rows = model.params, {"token_types": (TOKENS > 99).astype(int)}
     states = np.asarray(model.hidden_states(TOKENS, **rows))
     assert states.shape == (4, 9, 16)
@@ -208,7 +212,7 @@ def test_states_texts_and_pairs_are_the_layers_outputs():
 
 
 def test_rows_that_some_models_have_are_read_on_any_mesh():
-    one, mesh = make_model(**BERT), make_mesh(2, 2, 2)
+    one, mesh = shared(**BERT), make_mesh(2, 2, 2)
     many = make_model(mesh=mesh, **BERT)
     rows = {"token_types": np.arange(9) // 5, "global_mask": np.arange(9) == 2}
     rows = {name: np.tile(row, (4, 1)) for name, row in rows.items()}
@@ -217,18 +221,13 @@ def test_rows_that_some_models_have_are_read_on_any_mesh():
     for name in rows:
         without = one(TOKENS, **{**rows, name: np.zeros((4, 9), int)})
         assert abs(without - expected).max() > 0.01, name
-    prefixed = {"prefix_attention": True, "num_layers": 1, "initializer_std": 0.3}
-    prefix = np.tile(np.arange(9) < 4, (4, 1))
-    expected = make_model(**prefixed)(TOKENS, prefix=prefix)
-    found = make_model(mesh=mesh, **prefixed)(TOKENS, prefix=prefix)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("sizes", "left"), [((1, 1, 1), False), ((2, 2, 2), True)])
 def test_a_target_from_a_source(sizes, left):
     """Padded, on either side, against a text alone."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    one, model = make_model(**BOTH), make_model(mesh=mesh, **BOTH)
+    one, model = shared(**BOTH), make_model(mesh=mesh, **BOTH)
     source, target = np.zeros((2, 4, 9), int)
     read, written = np.arange(9) < 6, np.arange(9) < 4
     rows = {}
@@ -283,20 +282,20 @@ def test_a_target_from_a_source(sizes, left):
 )
 def test_what_a_stack_does_not_read(changes, arguments, rows, message):
     with pytest.raises(UserError, match=message) as caught:
-        make_model(**changes)(*arguments, **rows)
+        shared(**changes)(*arguments, **rows)
     assert "\n" not in str(caught.value)
 
 
 def test_texts_and_pairs_need_their_heads():
-    for model in (make_model(**ENCODER), make_model(), make_model(**BOTH)):
+    for changes in (ENCODER, {}, BOTH):
         with pytest.raises(UserError, match="the model has no pooler"):
-            model.pooled(TOKENS)
+            shared(**changes).pooled(TOKENS)
     with pytest.raises(UserError, match="the model has no next_sentence"):
-        make_model(**ENCODER, pooler=True).next_sentence(TOKENS)
-    model = make_model(**ENCODER, pooler=True)
+        shared(**ENCODER).next_sentence(TOKENS)
+    model = shared(**BERT)
     config = dataclasses.replace(model.config, head="none")
     headless = dataclasses.replace(model, config=config, module=skeleton(config)[0])
-    np.testing.assert_array_equal(headless.pooled(TOKENS), model.pooled(TOKENS))
+    np.testing.assert_array_equal(headless.hidden_states(TOKENS), model.hidden_states(TOKENS))
     with pytest.raises(UserError, match="the model has no head"):
         headless(TOKENS)
 

@@ -152,20 +152,16 @@ TEXTS = ["the cat sat on the mat.", "a dog ran to the cat, and the cat ran."] * 
 def test_an_encoder_fills_blanks(run, tmp_path):
     tokenizer = train_tokenizer("wordpiece", TEXTS, 200)
     folder = write_run(tmp_path, tokenizer, (3,), stack="encoder", head_bias="learned")
-    prompts = ["the [MASK] sat on the [MASK].", "a [MASK]"]
-    flags = [f"--prompt={prompt}" for prompt in prompts]
-    status, out, _ = run(*flags, "--json", workdir=folder)
-    expected = [lm.fill(lm.load(folder), prompt) for prompt in prompts]
-    assert status == 0 and [json.loads(line) for line in out.splitlines()] == [
-        {"prompt": prompt, "text": text, "blanks": [dataclasses.asdict(blank) for blank in blanks]}
-        for prompt, (text, blanks) in zip(prompts, expected, strict=True)
-    ]
-    status, out, _ = run(*flags, workdir=folder)
+    prompt = "the [MASK] sat on the [MASK]."
+    text, blanks = lm.fill(lm.load(folder), prompt)
+    status, out, _ = run(f"--prompt={prompt}", "--json", workdir=folder)
+    found = [dataclasses.asdict(blank) for blank in blanks]
+    assert (status, json.loads(out)) == (0, {"prompt": prompt, "text": text, "blanks": found})
+    status, out, _ = run(f"--prompt={prompt}", workdir=folder)
     lines = out.splitlines()
-    assert (status, len(lines)) == (0, 5)
-    assert [lines[0], lines[3]] == [text for text, _ in expected]
-    [blank] = expected[1][1]
-    assert lines[4].startswith(f"  {blank.texts[0].strip()} {blank.probabilities[0]:.3f}, ")
+    assert (status, len(lines), lines[0]) == (0, 3, text)
+    for line, blank in zip(lines[1:], blanks, strict=True):
+        assert line.startswith(f"  {blank.texts[0].strip()} {blank.probabilities[0]:.3f}, ")
     status, out, err = run("--prompt=a cat", workdir=folder)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "'a cat' has no blank; write [MASK] where" in err
@@ -181,7 +177,3 @@ def test_an_encoder_decoder_writes_its_target_alone(run, tmp_path):
     status, out, _ = run(*flags, workdir=folder)
     texts = [sample.text for [sample] in expected]
     assert (status, out) == (0, f"\n{'-' * 20}\n".join(texts) + "\n")
-    _, out, _ = run(*flags, "--json", workdir=folder)
-    assert [json.loads(line)["tokens"] for line in out.splitlines()] == [
-        sample.tokens for [sample] in expected
-    ]
