@@ -38,7 +38,7 @@ SYSTEMS = {
     "DeepSeek V2": ("deepseek_v2", "deepseek_v2", "deepseek:tiny_v2 deepseek:tiny_v2_lite"),
     "DeepSeek V3": ("deepseek_v3", "deepseek_v3", "deepseek:tiny"),
     "Transformer (2017), Marian": ("marian", "transformer marian", "transformer:tiny"),
-    "BERT": ("bert", "bert", "bert:tiny"),
+    "BERT": ("bert", "bert", "bert:tiny bert:tiny_electra bert:tiny_simcse"),
     "RoBERTa": ("roberta", "roberta", "roberta:tiny"),
     "Longformer": ("longformer", "longformer", "longformer:tiny"),
     "ModernBERT": ("modernbert", "modernbert", "modernbert:tiny"),

@@ -293,7 +293,7 @@ class Windows:
         count = model["num_layers"]
         if isinstance(width, list):
             told = f"{self.theirs}={width!r}: lm has one width for all {count} layers."
-            require(width == width[:1] * count, told)
+            require(width and width == width[:1] * count, told)
             width = width[0]
         checked(self.theirs, width, int)
         kinds = flat.get("layer_types") if self.local else None

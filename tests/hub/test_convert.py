@@ -300,6 +300,80 @@ def test_published_configs_have_the_published_number_of_parameters(content, coun
     assert sum(math.prod(slot.shape()) for slot in tensors) == count
 
 
+BERT = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "vocab_size": 14,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 10,
+}
+
+
+def bert_tensors(prefix=""):
+    """Of BertForPreTraining as it saves them, or of BertModel: V 14, P 10, D 8, F 12."""
+    layer, norms = "encoder.layer.0.", {"weight": (8,), "bias": (8,)}
+    shapes = {f"embeddings.LayerNorm.{name}": shape for name, shape in norms.items()}
+    for name, rows in (("word", 14), ("position", 10), ("token_type", 2)):
+        shapes[f"embeddings.{name}_embeddings.weight"] = (rows, 8)
+    linears = {f"attention.self.{name}": (8, 8) for name in ("query", "key", "value")}
+    linears |= {"attention.output.dense": (8, 8), "intermediate.dense": (12, 8)}
+    linears = {layer + name: shape for name, shape in linears.items()}
+    linears |= {layer + "output.dense": (8, 12), "pooler.dense": (8, 8)}
+    for part in ("attention.output", "output"):
+        shapes |= {f"{layer}{part}.LayerNorm.{name}": shape for name, shape in norms.items()}
+    for name, shape in linears.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    shapes = {prefix + name: shape for name, shape in shapes.items()}
+    if prefix:
+        start = "cls.predictions."
+        shapes |= {start + "transform.dense.weight": (8, 8), start + "transform.dense.bias": (8,)}
+        shapes |= {f"{start}transform.LayerNorm.{name}": shape for name, shape in norms.items()}
+        shapes |= {start + "bias": (14,)}
+        shapes |= {"cls.seq_relationship.weight": (2, 8), "cls.seq_relationship.bias": (2,)}
+    return random_tensors(shapes)
+
+
+def test_a_model_without_a_head_has_names_without_prefix(tmp_path):
+    tensors = bert_tensors()
+    model = import_model(write(tmp_path / "hub", BERT, tensors))
+    assert model.config.head == "none" and "head" not in model.params
+    export_model(model, tmp_path / "out")
+    equal(load_file(tmp_path / "out" / "model.safetensors"), tensors)
+
+
+def test_heads_that_config_json_does_not_name_are_left_out(tmp_path):
+    tensors = bert_tensors("bert.")
+    for name, lacks in (
+        ("BertForPreTraining", ()),
+        ("BertForMaskedLM", ("pooler", "next_sentence")),
+        ("BertModel", ("head", "next_sentence")),
+    ):
+        folder = write(tmp_path / "hub", {**BERT, "architectures": [name]}, tensors)
+        assert not {*lacks} & {*import_model(folder).params}
+    refused(write(folder, BERT, {**tensors, "bert.extra": np.zeros(2, np.float32)}), "extra")
+
+
+def test_tensors_that_are_there_twice(tmp_path):
+    tensors, content = bert_tensors("bert."), without(BERT, "architectures")
+    expected = import_model(write(tmp_path / "hub", content, tensors)).params
+    bias = tensors["cls.predictions.bias"]
+    twice = {**tensors, "cls.predictions.decoder.bias": bias}
+    equal(import_model(write(tmp_path / "hub", content, twice)).params, expected)
+    equal(
+        import_model(
+            write(tmp_path / "hub", content, without(twice, "cls.predictions.bias"))
+        ).params,
+        expected,
+    )
+    twice["cls.predictions.decoder.bias"] = bias + 1
+    refused(
+        write(tmp_path / "hub", content, twice), "decoder.bias and cls.predictions.bias are one"
+    )
+
+
 def without(mapping, *names):
     return {key: value for key, value in mapping.items() if key not in names}
 

@@ -164,6 +164,64 @@ def test_values_that_are_computed():
     assert read("deepseek_v2", n_group=8, topk_group=3).router_groups == 1
 
 
+def test_an_architecture_says_which_heads_there_are():
+    for name, head, pooler, pair in (
+        ("BertForPreTraining", "transform", True, True),
+        ("BertForMaskedLM", "transform", False, False),
+        ("BertModel", "none", True, False),
+    ):
+        config = read("bert", architectures=[name])
+        assert (config.head, config.pooler, config.next_sentence) == (head, pooler, pair)
+        assert write_keys(FAMILIES["bert"], config)["architectures"] == [name]
+    assert read("bert").next_sentence  # all that there is, where it is not said
+    # A pooler under a masked model's head is of no architecture of theirs.
+    config = dataclasses.replace(read("roberta"), pooler=True)
+    (told,) = obstacles(FAMILIES["roberta"], config)
+    assert told == "model.pooler=True would become False"
+
+
+def test_t5_is_tied_and_scaled_or_neither():
+    """Up to transformers 4 one key says both; 5 writes that all are tied, and scaled apart."""
+    for content, tied, scale in (
+        ({}, True, 512**-0.5),
+        ({"tie_word_embeddings": False}, False, 1.0),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, True, 1.0),
+        ({"tie_word_embeddings": False, "scale_decoder_outputs": False}, False, 1.0),
+    ):
+        config = read("t5", **content)
+        assert (config.tied_embedding, config.logit_scale) == (tied, scale)
+        assert read("t5", **write_keys(FAMILIES["t5"], config)) == config
+    for name, activation in (("relu", "relu"), ("gated-gelu", "gelu_tanh"), ("gated-silu", "silu")):
+        config = read("t5", feed_forward_proj=name)
+        assert (config.activation, config.gated) == (activation, name != "relu")
+        assert write_keys(FAMILIES["t5"], config)["feed_forward_proj"] == name
+    ungated = dataclasses.replace(config, gated=False)
+    assert obstacles(FAMILIES["t5"], ungated) == ["model.gated=False would become True"]
+
+
+def test_rows_of_positions():
+    assert (read("bart").max_positions, read("bart").position_offset) == (1026, 2)
+    assert write_keys(FAMILIES["bart"], read("bart"))["max_position_embeddings"] == 1024
+    roberta = read("roberta", max_position_embeddings=514, pad_token_id=1)
+    assert (roberta.max_positions, roberta.position_offset) == (514, 2)
+    assert write_keys(FAMILIES["roberta"], roberta)["pad_token_id"] == 1
+    assert read("roberta", pad_token_id=0).position_offset == 1
+
+
+def test_windows_of_encoders():
+    config = read("longformer", attention_window=[6] * 12)
+    assert (config.window, config.attention_pattern) == (6, "local")
+    assert read("longformer", attention_window=6) == config
+    odd = read("longformer", attention_window=7)
+    assert obstacles(FAMILIES["longformer"], odd) == ["attention_window=7 must be even"]
+    modern = read("modernbert", global_attn_every_n_layers=2, global_rope_theta=5e4)
+    assert (modern.attention_pattern, modern.window) == ("full,local", 128)
+    assert (modern.rope_theta, modern.rope_theta_local) == (5e4, 1e4)
+    content = write_keys(FAMILIES["modernbert"], modern)
+    assert content["layer_types"][:2] == ["full_attention", "sliding_attention"]
+    assert (content["global_rope_theta"], content["local_rope_theta"]) == (5e4, 1e4)
+
+
 def test_what_a_model_does_not_use_is_no_obstacle():
     config = dataclasses.replace(read("llama"), router_scale=2.0, experts_per_token=3, window=0)
     assert obstacles(FAMILIES["llama"], config) == []
@@ -183,6 +241,23 @@ def test_what_a_model_does_not_use_is_no_obstacle():
         ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers=\[1\]"),
         ("gemma", {"use_bidirectional_attention": True}, "only without"),
         ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
+        ("bert", {"position_embedding_type": "relative_key"}, "='relative_key', only with"),
+        ("bert", {"is_decoder": True}, "is_decoder=True, only with is_decoder=false"),
+        ("bert", {"tie_word_embeddings": False}, "only with tie_word_embeddings=true"),
+        ("roberta", {"hidden_act": "relu"}, "hidden_act='relu'"),
+        ("longformer", {"attention_window": [4, 8] * 6}, "has one width for all 12 layers"),
+        ("longformer", {"attention_window": []}, "one width for all 12 layers"),
+        ("modernbert", {"decoder_bias": False}, "decoder_bias=False, only with"),
+        ("modernbert", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type"),
+        ("modernbert", {"classifier_bias": True}, "classifier_bias makes .*one for both"),
+        ("t5", {"feed_forward_proj": "gated-relu"}, "feed_forward_proj='gated-relu'"),
+        ("switch_transformers", {"router_dtype": "bfloat16"}, "router_dtype='bfloat16'"),
+        ("switch_transformers", {"num_sparse_decoder_layers": 6}, "num_sparse_decoder_layers"),
+        ("switch_transformers", {"num_sparse_encoder_layers": 0}, "0 must be a whole number"),
+        ("bart", {"decoder_ffn_dim": 8}, "decoder_ffn_dim makes model.d_ff=8, .* 4096; lm has one"),
+        ("bart", {"encoder_attention_heads": 8}, "decoder_attention_heads makes"),
+        ("marian", {"decoder_vocab_size": 9}, "decoder_vocab_size makes model.vocab_size=9"),
+        ("marian", {"share_encoder_decoder_embeddings": False}, "only with share_"),
     ],
 )
 def test_what_lm_does_not_have_is_refused(family, content, message):

@@ -152,6 +152,57 @@ def test_a_folder_with_fused_experts_has_other_tensors():
     assert len(names) == 3 + 9 * 3 + 3 + 2 * (2 + 3 + 2)
 
 
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 14,
+    "d_model": 8,
+    "d_kv": 3,
+    "d_ff": 12,
+    "num_layers": 1,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "relative_attention_num_buckets": 4,
+    "relative_attention_max_distance": 9,
+}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_encoder_has_layers_of_its_own(gated):
+    change = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if gated else {}
+    config = config_of({**T5, **change})
+    found = {slot.name: slot for slot in _slots(FAMILIES["t5"], config)}
+    attention = {"q.weight": (6, 8), "k.weight": (6, 8), "v.weight": (6, 8), "o.weight": (8, 6)}
+    dense = {"wi_0.weight": (12, 8), "wi_1.weight": (12, 8)} if gated else {"wi.weight": (12, 8)}
+    dense["wo.weight"] = (8, 12)
+    expected = {"shared.weight": (14, 8)} | ({"lm_head.weight": (14, 8)} if gated else {})
+    for stack, layers, last in (("encoder", 1, 1), ("decoder", 2, 2)):
+        expected[f"{stack}.final_layer_norm.weight"] = (8,)
+        name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        expected[name] = (4, 2)
+        for number in range(layers):
+            start = f"{stack}.block.{number}.layer"
+            expected |= {f"{start}.{part}.layer_norm.weight": (8,) for part in range(last + 1)}
+            for name, shape in attention.items():
+                expected[f"{start}.0.SelfAttention.{name}"] = shape
+                if stack == "decoder":
+                    expected[f"{start}.1.EncDecAttention.{name}"] = shape
+            for name, shape in dense.items():
+                expected[f"{start}.{last}.DenseReluDense.{name}"] = shape
+    assert {name: slot.shape() for name, slot in found.items()} == expected
+    part = found["encoder.block.0.layer.0.SelfAttention.q.weight"].parts[0]
+    assert (part.parameter, part.index) == ("encoder/layers/attention/query_DNH", (0,))
+
+
+def test_a_norm_that_the_first_layer_lacks():
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 14}
+    config = config_of({"model_type": "modernbert", "intermediate_size": 12, **sizes})
+    found = {slot.name: slot for slot in _slots(FAMILIES["modernbert"], config)}
+    norms = [name for name in found if name.endswith("attn_norm.weight")]
+    assert norms == [f"model.layers.{number}.attn_norm.weight" for number in (1, 2)]
+    assert found[norms[0]].parts[0].index == (0,)
+    assert found["model.layers.2.attn.Wqkv.weight"].shape() == (24, 8)
+
+
 def test_every_parameter_has_a_tensor():
     config = config_of({**DEEPSEEK, "num_nextn_predict_layers": 0})
     with pytest.raises(AssertionError, match="other_D"):
