@@ -186,6 +186,11 @@ class TransformerConfig:
             self.activation != "clamped_silu" or self.gated,
             "model.activation='clamped_silu' clamps a gate; set model.gated=True.",
         )
+        require(
+            self.activation != "clamped_silu" or (self.head != "transform" and not self.detector),
+            "model.activation='clamped_silu' clamps a gate, which model.head='transform' and "
+            "model.detector do not have; take another activation, or leave them out.",
+        )
         require(self.mtp_depth <= 1, f"model.mtp_depth={self.mtp_depth} must be 0 or 1.")
 
     def _check_stack(self):

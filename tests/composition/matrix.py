@@ -267,6 +267,16 @@ RULES = (
         lambda keys: keys["model.activation"] == "clamped_silu" and not keys["model.gated"],
     ),
     (
+        ("activation", "head"),
+        lambda keys: (
+            keys["model.activation"] == "clamped_silu" and keys["model.head"] == "transform"
+        ),
+    ),
+    (
+        ("activation", "objective"),
+        lambda keys: keys["model.activation"] == "clamped_silu" and _kind(keys) == "replaced",
+    ),
+    (
         ("objective", "position"),
         lambda keys: _kind(keys) != "causal" and keys["model.position"] in ("relative", "alibi"),
     ),
