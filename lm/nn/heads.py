@@ -9,6 +9,7 @@ from lm.nn.feedforward import ACTIVATIONS as NONLINEARITIES
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
 from lm.nn.params import biased, matrix_init, normal, param, weight, zeros
+from lm.nn.positions import looked_up
 
 
 class Embedding(nnx.Module):
@@ -43,10 +44,7 @@ class TokenTypes(nnx.Module):
 
     def __call__(self, types_BT):
         """(B or 1, T, D) in the parameters' precision."""
-        table_YD = weight(self.table_YD, self.config.param_dtype)
-        if current_mesh() is None or types_BT.shape[0] == 1:
-            return table_YD[types_BT]
-        return table_YD.at[types_BT].get(out_sharding=ACTIVATIONS["residual"])
+        return looked_up(self.table_YD, types_BT)
 
 
 class Head(nnx.Module):

@@ -23,12 +23,18 @@ class LearnedPositions(nnx.Module):
         self.table_PD = param((rows, width), ("positions", "model"), init, config.param_dtype)
 
     def __call__(self, positions_BT):
-        """(B or 1, T, D) in the parameters' precision, in which gradients are summed."""
-        table_PD = weight(self.table_PD, self.config.param_dtype)
-        positions_BT = positions_BT + self.config.position_offset
-        if current_mesh() is None or positions_BT.shape[0] == 1:  # one row serves the whole batch
-            return table_PD[positions_BT]
-        return table_PD.at[positions_BT].get(out_sharding=ACTIVATIONS["residual"])
+        """(B or 1, T, D) in the parameters' precision."""
+        return looked_up(self.table_PD, positions_BT + self.config.position_offset)
+
+
+def looked_up(table, index_BT):
+    """The rows (B or 1, T, D) of a parameter, in its precision, in which gradients are summed: that
+    of a frequent row as precisely as the table is kept.
+    """
+    table_VD = weight(table, table[...].dtype)
+    if current_mesh() is None or index_BT.shape[0] == 1:  # one row serves the whole batch
+        return table_VD[index_BT]
+    return table_VD.at[index_BT].get(out_sharding=ACTIVATIONS["residual"])
 
 
 class DistanceBuckets(nnx.Module):
