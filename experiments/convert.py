@@ -20,6 +20,7 @@ from experiments import cli
 COPIED = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json"),
+    *("vocab.txt", "spiece.model", "source.spm", "target.spm"),
 )
 CLOSE = 1e-4  # of the largest logit, or of 1
 

@@ -58,6 +58,7 @@ NAMED = {
     "modernbert": "modernbert",
     "long_distances": "t5",
     "there_twice": "bart",
+    "own_bart": "bart",
 }
 # Variants that are another system than their family.
 OTHERS = {"t5-1.1": "t5-1.1", "ul2": "ul2"}

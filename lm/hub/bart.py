@@ -76,7 +76,11 @@ COPIES = {f"model.{name}.embed_tokens.weight": SHARED for name in ("encoder", "d
 
 BART = Family(
     model_type="bart",
-    architectures={"BartForConditionalGeneration": HEAD},
+    # The hub's own are BartModels: all but the bias, which is 0 without.
+    architectures={
+        "BartForConditionalGeneration": HEAD,
+        "BartModel": {**HEAD, "head_bias": "none"},
+    },
     keys=SIZES,
     always={**ALWAYS, "position_offset": 2, "embedding_norm": True},
     written={"pad_token_id": lambda config: 1, "forced_eos_token_id": lambda config: None},

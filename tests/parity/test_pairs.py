@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lm.hub.convert import import_model
+from lm.hub.convert import export_model, import_model
 from lm.sampling.sample import generate
 from tests.parity.comparing import (
     asked,
@@ -114,6 +114,21 @@ def test_greedy_decoding_gives_the_same_64_tokens(saved, model):
     samples = generate(model, prompts, 64, temperature=0.0)
     for row, (sample,) in zip(expected.tolist(), samples, strict=True):
         assert [*sample.tokens] == row[1:] and len(row) == 65
+
+
+def test_the_hubs_own_bart_layout(tmp_path):
+    """A BartModel, which has neither head nor prefix; and again, whoever reads it."""
+    oracle, folder = saved_model("bart", tmp_path / "whole")
+    oracle.final_logits_bias.zero_()
+    oracle.model.save_pretrained(tmp_path / "hub")
+    model = import_model(tmp_path / "hub")
+    inputs = random_inputs(model.config, 2, 9)
+    close(ours(model, **inputs), theirs(oracle, **inputs))
+    export_model(model, tmp_path / "out")
+    for kind in (transformers.BartModel, transformers.BartForConditionalGeneration):
+        again, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+        assert not any(report.values()), report
+    close(ours(model, **inputs), theirs(again.eval(), **inputs))
 
 
 def test_embeddings_that_are_there_twice(tmp_path):
