@@ -118,7 +118,7 @@ def test_greedy_decoding_gives_the_same_64_tokens(saved, model):
 
 def test_the_hubs_own_bart_layout(tmp_path):
     """A BartModel, which has neither head nor prefix; and again, whoever reads it."""
-    oracle, folder = saved_model("bart", tmp_path / "whole")
+    oracle, _ = saved_model("bart", tmp_path / "whole")
     oracle.final_logits_bias.zero_()
     oracle.model.save_pretrained(tmp_path / "hub")
     model = import_model(tmp_path / "hub")
