@@ -5,7 +5,9 @@
                                    size and CRC-32
 
 A checkpoint is written as <step>.partial and renamed when it is complete: what a killed run leaves
-is never taken for one. An array's checksum is of what it holds, taken on the devices when `save` is
+is never taken for one. In a bucket, where nothing can be renamed, it is the manifest, written last
+and deleted first, that makes it one; files have no CRC there, as each would have to be fetched
+again, but their sizes, and what the store and the arrays' checksums find. An array's checksum is of what it holds, taken on the devices when `save` is
 called and again after a restore, on whatever mesh: it covers host memory, Orbax, the disk and the
 placing. The CRCs find damage before Orbax meets it. An array's name is its path in the state:
 "params/embed/table_VD".
@@ -18,8 +20,7 @@ import json
 import logging
 import math
 import os
-import pathlib
-import shutil
+import re
 import sys
 import warnings
 import zlib
@@ -34,6 +35,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 
 from lm.errors import RunError, UserError, require
+from lm.paths import as_path, explain, files_below, is_url, remove, s3_driver, write
 
 MANIFEST = "manifest.json"
 FILE_BLOCK = 2**22  # bytes
@@ -54,14 +56,19 @@ class Checkpoints:
     """
 
     def __init__(self, folder, config=None):
-        self.folder = pathlib.Path(folder).absolute()
+        folder = as_path(folder)
+        self.folder = folder if is_url(folder) else folder.absolute()
         self._config = config
         self._damaged = set()
         self._pending = None
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if config is not None and _is_first_process():
-            for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")):
-                shutil.rmtree(leftover, ignore_errors=True)
+            leftovers = {*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")}
+            if is_url(self.folder):
+                whole = {str(step) for step in self.steps()}
+                leftovers = {path for path in self._numbered() if path.name not in whole}
+            for leftover in leftovers:
+                remove(leftover)
 
     def __enter__(self):
         return self
@@ -71,8 +78,14 @@ class Checkpoints:
 
     def steps(self):
         """The steps that have a checkpoint, ascending."""
+        paths = self._numbered()
+        if is_url(self.folder):
+            paths = [path for path in paths if (path / MANIFEST).exists()]
+        return sorted(int(path.name) for path in paths)
+
+    def _numbered(self):
         paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(int(path.name) for path in paths if path.name.isdecimal())
+        return [path for path in paths if path.name.isdecimal()]
 
     def save(self, step, state, metrics=None, wait=False):
         """Save a pytree of jax.Arrays as checkpoint `step`, unless there is a good one.
@@ -173,8 +186,16 @@ class Checkpoints:
             if not _on_every_process(damage is None):
                 damage = damage or "another process cannot read it"
             elif fetch:
-                arrays = fetch(path, manifest["arrays"])
-                damage = _first_change(arrays, manifest["arrays"])
+                try:
+                    arrays = fetch(path, manifest["arrays"])
+                except UserError:
+                    raise
+                except ValueError as error:  # a bucket's files are not read before
+                    damage = _reason(error)
+                if not _on_every_process(damage is None):
+                    damage = damage or "another process cannot read it"
+                else:
+                    damage = _first_change(arrays, manifest["arrays"])
             if damage is None:
                 return candidate, manifest, arrays
             if candidate not in self._damaged:
@@ -193,25 +214,33 @@ class Checkpoints:
             (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=share))
         )
         # Weights and moments are close to noise: compression saves 8% of the bytes for more time.
+        in_place = ocp.path.atomicity.CommitFileTemporaryPath if is_url(self.folder) else None
         return ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
+            ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers),
+            temporary_path_class=in_place,
         )
 
     def _partial(self, step):
-        return self.folder / f"{step}.partial"
+        return self.folder / (str(step) if is_url(self.folder) else f"{step}.partial")
 
     @contextlib.contextmanager
     def _writing(self, step):
         """Turn what the disk raises, itself or through Orbax (ValueError), into a RunError."""
         try:
             yield
-        except (OSError, ValueError) as error:
-            if _is_first_process():
-                shutil.rmtree(self._partial(step), ignore_errors=True)
-            good = [other for other in self.steps() if other not in self._damaged]
-            resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
+        except Exception as error:
+            reason = explain(error)
+            if not reason and not isinstance(error, OSError | ValueError):
+                raise
+            resumed = "goes on from the last that is whole"
+            if not is_url(self.folder):  # a bucket may not be reached to tell; a leftover stays
+                if _is_first_process():
+                    remove(self._partial(step))
+                good = [other for other in self.steps() if other not in self._damaged]
+                resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
             raise RunError(
-                f"Checkpoint {self.folder / str(step)} could not be written: {_reason(error)}. "
+                f"Checkpoint {self.folder / str(step)} could not be written: "
+                f"{reason or _reason(error) + '.'} "
                 f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
             ) from error
 
@@ -223,15 +252,16 @@ class Checkpoints:
         partial = self._partial(step)
         for name, checksum in jax.device_get(checksums).items():
             entries[name]["checksum"] = int(checksum)
-        paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-        names = [path.relative_to(partial).as_posix() for path in paths]
-        files = dict(zip(names, _sizes_and_crc32s(paths), strict=True))
-        manifest = {"step": step, "metrics": metrics, "arrays": entries, "files": files}
-        with open(partial / MANIFEST, "w") as file:
-            json.dump({"crc32": _crc32_of_json(manifest), "manifest": manifest}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self.folder / str(step))
+        manifest = {"step": step, "metrics": metrics, "arrays": entries, "files": _files(partial)}
+        content = json.dumps({"crc32": _crc32_of_json(manifest), "manifest": manifest})
+        if is_url(partial):
+            write(partial / MANIFEST, content)
+        else:
+            with open(partial / MANIFEST, "w") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(self.folder / str(step))
         self._prune(step)
 
     def _prune(self, saved):
@@ -255,9 +285,13 @@ class Checkpoints:
     def _delete(self, step):
         self._damaged.discard(step)
         if _is_first_process():
-            # Renamed first: half deleted, it must not be taken for a checkpoint.
-            deleted = (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
-            shutil.rmtree(deleted, ignore_errors=True)
+            # Half deleted, it must not be taken for a checkpoint.
+            path = self.folder / str(step)
+            if is_url(path):
+                (path / MANIFEST).unlink(missing_ok=True)
+            else:
+                path = path.rename(self.folder / f"{step}.deleted")
+            remove(path)
 
 
 def read(folder, step=None, only=("params",)):
@@ -320,7 +354,33 @@ def _orbax():
             show(unraisable)
 
     sys.unraisablehook = show_others
+    _teach_s3()
     return orbax.checkpoint
+
+
+def _teach_s3():
+    """Let Orbax, which knows of tensorstore's drivers those for files and for gs:// only, use s3's.
+
+    It makes every specification in one function. What is at s3:// is specified as at gs://, and the
+    driver exchanged. Endpoint and region are those of the client that s3fs has: tensorstore itself
+    reads less of the environment. It retries for a minute, not for a quarter of an hour.
+    """
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    make = tensorstore_utils.build_kvstore_tspec
+
+    def exchanged(spec):
+        if not isinstance(spec, dict):
+            return spec
+        spec = {key: exchanged(value) for key, value in spec.items()}
+        return {**spec, **s3_driver()} if spec.get("driver", "").startswith("gcs") else spec
+
+    def make_any(directory, *arguments, **options):
+        url = re.sub("^s3:/+", "gs://", directory)
+        spec = make(url, *arguments, **options)
+        return spec if url == directory else exchanged(spec)
+
+    tensorstore_utils.build_kvstore_tspec = make_any
 
 
 def _read(path, targets):
@@ -340,7 +400,9 @@ def _read(path, targets):
 
 def _manifest(path):
     """The manifest of the checkpoint in path. Raises Damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    # A bucket that cannot be read now is no damage, for which a checkpoint is deleted.
+    missing = FileNotFoundError if is_url(path) else OSError
+    with contextlib.suppress(missing, ValueError, KeyError, TypeError):
         content = json.loads((path / MANIFEST).read_text())
         if content["crc32"] == _crc32_of_json(content["manifest"]):
             return content["manifest"]
@@ -352,27 +414,36 @@ def _check_files(path, files):
     index, count = _process()
     mine = sorted(files)[index::count]
     try:
-        found = _sizes_and_crc32s([path / name for name in mine])
+        found = _files(path, mine)
     except OSError as error:
+        if is_url(path):
+            raise
         raise Damaged(f"{error.filename}: {_reason(error)}") from error
-    for name, now in zip(mine, found, strict=True):
-        if now != files[name]:
-            size = f"has {now[0]} bytes, not {files[name][0]}"
-            raise Damaged(f"{name} {'has changed' if now[0] == files[name][0] else size}")
+    for name in mine:
+        (size, crc32), (now, crc32_now) = files[name], found.get(name, (0, None))
+        if now != size:
+            raise Damaged(f"{name} has {now} bytes, not {size}")
+        if None not in (crc32, crc32_now) and crc32 != crc32_now:
+            raise Damaged(f"{name} has changed")
 
 
-def _sizes_and_crc32s(paths):
-    """[bytes, CRC-32] of each file, as fast as the disk gives them."""
+def _files(path, names=None):
+    """{name: [bytes, CRC-32]} of the files in path, or of those named; a bucket's have None."""
+    if is_url(path):
+        return {name: [info["size"], None] for name, info in files_below(path).items()}
+    if names is None:
+        paths = sorted(path.rglob("*"))
+        names = [file.relative_to(path).as_posix() for file in paths if file.is_file()]
 
-    def one(path):
+    def one(name):  # as fast as the disk gives them
         size = crc32 = 0
-        with open(path, "rb") as file:
+        with open(path / name, "rb") as file:
             while block := file.read(FILE_BLOCK):
                 size, crc32 = size + len(block), zlib.crc32(block, crc32)
         return [size, crc32]
 
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(one, paths))
+        return dict(zip(names, readers.map(one, names), strict=True))
 
 
 def _crc32_of_json(content):
