@@ -33,6 +33,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lm.errors import RunError, UserError, did_you_mean, require
+from lm.paths import explain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -286,7 +287,7 @@ def _status(command, argv):
         return 141
     except (UserError, RunError) as error:
         return _end(error, 2 if isinstance(error, UserError) else 1)
-    except (MemoryError, OSError, RuntimeError, AssertionError) as error:
+    except Exception as error:
         line = _explain(error)
         if line is None:
             raise
@@ -322,6 +323,8 @@ REMEDIES = {
 def _explain(error):
     """What the machine or its set-up did, with a remedy; None if it may be a bug of ours."""
     text = _one_line(error)
+    if reason := explain(error):
+        return reason
     if isinstance(error, MemoryError):
         return f"the memory of this machine is used up. {text}"
     if isinstance(error, OSError) and error.errno is not None:

@@ -5,12 +5,14 @@
                                    size and CRC-32
 
 A checkpoint is written as <step>.partial and renamed when it is complete: what a killed run leaves
-is never taken for one. In a bucket, where nothing can be renamed, it is the manifest, written last
-and deleted first, that makes it one; files have no CRC there, as each would have to be fetched
-again, but their sizes, and what the store and the arrays' checksums find. An array's checksum is of what it holds, taken on the devices when `save` is
+is never taken for one. An array's checksum is of what it holds, taken on the devices when `save` is
 called and again after a restore, on whatever mesh: it covers host memory, Orbax, the disk and the
 placing. The CRCs find damage before Orbax meets it. An array's name is its path in the state:
 "params/embed/table_VD".
+
+In a bucket, where nothing can be renamed, what makes <step> a checkpoint is its manifest, which is
+written last and deleted first. It has the files' sizes there and no CRCs, for which all that was
+saved would have to be fetched again.
 """
 
 import concurrent.futures

@@ -10,12 +10,12 @@ import importlib.util
 import os
 import re
 import shutil
+import traceback
 from pathlib import Path
 
-from lm.errors import UserError, require, require_in
+from lm.errors import UserError, require
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras of these names install them
-LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google")  # what they may raise
 
 
 def is_url(path):
@@ -32,7 +32,11 @@ def as_path(text, key="path"):
         return Path(text).expanduser()
     url = os.fspath(text)
     scheme, _, rest = url.partition("://")
-    require_in(f"the scheme of {key}={url}", scheme, PACKAGES)
+    require(
+        scheme in PACKAGES,
+        f"{key}={url} is a URL of a kind that lm does not read, as it does gs:// and s3://; mount "
+        "what it names, and give the path where it is mounted.",
+    )
     bucket = rest.partition("/")[0]
     require(bucket, f"{key}={url} names no bucket; write {scheme}://BUCKET/FOLDER.")
     require(
@@ -68,17 +72,17 @@ def _check_bucket(url, key):
 
 
 def explain(error):
-    """Why a bucket failed, and the remedy; None of an error that is none of a bucket."""
+    """Why a bucket failed, and the remedy; None of an error that did not come from its client."""
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
+    if not modules & {*PACKAGES.values()}:
+        return None
     text = " ".join(str(error).split())
-    if isinstance(error, PermissionError) and error.errno is None:
-        remedy = "check the keys (AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS) and its policy"
-        return f"no rights ({text}); {remedy}."
-    if isinstance(error, FileNotFoundError) and error.errno is None:
-        return f"there is no such bucket or object ({text}); check the name, or create it."
-    if type(error).__module__.partition(".")[0] in LIBRARIES:
-        remedy = "check the network, the keys, and AWS_ENDPOINT_URL or STORAGE_EMULATOR_HOST"
-        return f"the store cannot be reached ({text}); {remedy}."
-    return None
+    if isinstance(error, PermissionError) or "Forbidden" in text:
+        return f"no rights there ({text}); check the keys, and what the bucket grants them."
+    if isinstance(error, FileNotFoundError):
+        return f"no such bucket or object ({text}); check the name, or create it."
+    return f"the store fails ({text}); check the network, the keys and the endpoint."
 
 
 @functools.cache
