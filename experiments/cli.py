@@ -285,9 +285,10 @@ def _status(command, argv):
         # Whoever read our output has gone, as `head` does; Python must not find that out again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (UserError, RunError) as error:
-        return _end(error, 2 if isinstance(error, UserError) else 1)
     except Exception as error:
+        error = explain(error) or error
+        if isinstance(error, UserError | RunError):
+            return _end(error, 2 if isinstance(error, UserError) else 1)
         line = _explain(error)
         if line is None:
             raise
@@ -323,8 +324,6 @@ REMEDIES = {
 def _explain(error):
     """What the machine or its set-up did, with a remedy; None if it may be a bug of ours."""
     text = _one_line(error)
-    if reason := explain(error):
-        return reason
     if isinstance(error, MemoryError):
         return f"the memory of this machine is used up. {text}"
     if isinstance(error, OSError) and error.errno is not None:

@@ -157,15 +157,11 @@ def run(workdir, data, config):
             closing(prefetch(make, range(first, num_steps), config.data.prefetch)) as stream,
         ):
             write_start(workdir, data, config)
-
-            def save(*arguments):
-                writer.flush()  # what a checkpoint follows on is never logged again
-                checkpoints.save(*arguments)
-
             hooks = Hooks(
                 log=logger(config, mesh, first, writer, progress, examples),
                 evaluate=evaluate,
-                save=save,
+                # What came before a checkpoint is not logged again.
+                save=lambda *state: (writer.flush(), checkpoints.save(*state)),
                 profile=profiler,
                 interrupted=lambda: signals.requested,
             )
@@ -175,11 +171,8 @@ def run(workdir, data, config):
 
 @contextmanager
 def alone(workdir):
-    """Make the workdir, and hold it: of two runs at once each would remove what the other saves.
-
-    A bucket has no lock that a killed run would let go.
-    """
-    if is_url(workdir):
+    """Make the workdir, and hold it: of two runs at once each would remove what the other saves."""
+    if is_url(workdir):  # a bucket has no lock that a killed run would let go
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 
 from lm.errors import RunError, UserError, require
-from lm.paths import as_path, explain, files_below, is_url, remove, s3_driver, write
+from lm.paths import as_path, explained, files_below, is_url, remove, write
 
 MANIFEST = "manifest.json"
 FILE_BLOCK = 2**22  # bytes
@@ -65,11 +65,8 @@ class Checkpoints:
         self._pending = None
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if config is not None and _is_first_process():
-            leftovers = {*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")}
-            if is_url(self.folder):
-                whole = {str(step) for step in self.steps()}
-                leftovers = {path for path in self._numbered() if path.name not in whole}
-            for leftover in leftovers:
+            half = [path for path in self._numbered() if not _has_manifest(path)]
+            for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted"), *half):
                 remove(leftover)
 
     def __enter__(self):
@@ -80,10 +77,7 @@ class Checkpoints:
 
     def steps(self):
         """The steps that have a checkpoint, ascending."""
-        paths = self._numbered()
-        if is_url(self.folder):
-            paths = [path for path in paths if (path / MANIFEST).exists()]
-        return sorted(int(path.name) for path in paths)
+        return sorted(int(path.name) for path in self._numbered() if _has_manifest(path))
 
     def _numbered(self):
         paths = self.folder.iterdir() if self.folder.is_dir() else ()
@@ -183,21 +177,13 @@ class Checkpoints:
                 manifest = _manifest(path)
                 if fetch:
                     _check_files(path, manifest["files"])
+                    arrays = fetch(path, manifest["arrays"])
             except Damaged as error:
                 damage = str(error)
             if not _on_every_process(damage is None):
                 damage = damage or "another process cannot read it"
             elif fetch:
-                try:
-                    arrays = fetch(path, manifest["arrays"])
-                except UserError:
-                    raise
-                except ValueError as error:  # a bucket's files are not read before
-                    damage = _reason(error)
-                if not _on_every_process(damage is None):
-                    damage = damage or "another process cannot read it"
-                else:
-                    damage = _first_change(arrays, manifest["arrays"])
+                damage = _first_change(arrays, manifest["arrays"])
             if damage is None:
                 return candidate, manifest, arrays
             if candidate not in self._damaged:
@@ -228,21 +214,19 @@ class Checkpoints:
     @contextlib.contextmanager
     def _writing(self, step):
         """Turn what the disk raises, itself or through Orbax (ValueError), into a RunError."""
+        path = self.folder / str(step)
         try:
-            yield
-        except Exception as error:
-            reason = explain(error)
-            if not reason and not isinstance(error, OSError | ValueError):
-                raise
-            resumed = "goes on from the last that is whole"
-            if not is_url(self.folder):  # a bucket may not be reached to tell; a leftover stays
+            with explained(path):
+                yield
+        except (OSError, ValueError, RunError) as error:
+            resumed = "goes on from the one before"
+            if not is_url(path):  # of a bucket we may not learn more now
                 if _is_first_process():
                     remove(self._partial(step))
                 good = [other for other in self.steps() if other not in self._damaged]
                 resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
             raise RunError(
-                f"Checkpoint {self.folder / str(step)} could not be written: "
-                f"{reason or _reason(error) + '.'} "
+                f"Checkpoint {path} could not be written: {_reason(error)}. "
                 f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
             ) from error
 
@@ -256,13 +240,8 @@ class Checkpoints:
             entries[name]["checksum"] = int(checksum)
         manifest = {"step": step, "metrics": metrics, "arrays": entries, "files": _files(partial)}
         content = json.dumps({"crc32": _crc32_of_json(manifest), "manifest": manifest})
-        if is_url(partial):
-            write(partial / MANIFEST, content)
-        else:
-            with open(partial / MANIFEST, "w") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        write(partial / MANIFEST, content)
+        if not is_url(partial):
             partial.rename(self.folder / str(step))
         self._prune(step)
 
@@ -361,28 +340,28 @@ def _orbax():
 
 
 def _teach_s3():
-    """Let Orbax, which knows of tensorstore's drivers those for files and for gs:// only, use s3's.
+    """Let Orbax, which has tensorstore's drivers for files and gs:// only, use that for s3:// too.
 
-    It makes every specification in one function. What is at s3:// is specified as at gs://, and the
-    driver exchanged. Endpoint and region are those of the client that s3fs has: tensorstore itself
-    reads less of the environment. It retries for a minute, not for a quarter of an hour.
+    It specifies all stores in one function. Endpoint and region are those that s3fs has found.
     """
+    import fsspec
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
-    make = tensorstore_utils.build_kvstore_tspec
+    specify = tensorstore_utils.build_kvstore_tspec
 
-    def exchanged(spec):
-        if not isinstance(spec, dict):
-            return spec
-        spec = {key: exchanged(value) for key, value in spec.items()}
-        return {**spec, **s3_driver()} if spec.get("driver", "").startswith("gcs") else spec
+    def specify_any(directory, *arguments, **options):
+        if not directory.startswith("s3:/"):
+            return specify(directory, *arguments, **options)
+        spec = specify(re.sub("^s3:/+", "gs://", directory), *arguments, **options)
+        found, keys = fsspec.filesystem("s3").s3.meta, "AWS_ACCESS_KEY_ID" in os.environ
+        driver = {"driver": "s3", "s3_request_retries": {"max_retries": 6}}  # for a minute
+        driver["aws_credentials"] = {"type": "environment" if keys else "default"}
+        if "amazonaws.com" not in found.endpoint_url:
+            driver["endpoint"] = found.endpoint_url
+            driver["aws_region"] = found.region_name or "us-east-1"
+        return json.loads(re.sub(r'"driver": "gcs\w*"', json.dumps(driver)[1:-1], json.dumps(spec)))
 
-    def make_any(directory, *arguments, **options):
-        url = re.sub("^s3:/+", "gs://", directory)
-        spec = make(url, *arguments, **options)
-        return spec if url == directory else exchanged(spec)
-
-    tensorstore_utils.build_kvstore_tspec = make_any
+    tensorstore_utils.build_kvstore_tspec = specify_any
 
 
 def _read(path, targets):
@@ -397,7 +376,16 @@ def _read(path, targets):
         for name, target in targets.items()
     }
     request = ocp.args.PyTreeRestore(_nested(targets), _nested(args), partial_restore=True)
-    return _named(ocp.PyTreeCheckpointHandler().restore(epath.Path(path / "state"), args=request))
+    try:
+        handler = ocp.PyTreeCheckpointHandler()
+        return _named(handler.restore(epath.Path(path / "state"), args=request))
+    except ValueError as error:  # of a bucket: its files were not read before
+        raise Damaged(_reason(error)) from error
+
+
+def _has_manifest(path):
+    """Of a file system's it need not be looked for: one that lacks it there was damaged."""
+    return not is_url(path) or (path / MANIFEST).exists()
 
 
 def _manifest(path):

@@ -1,10 +1,10 @@
-"""Paths of file systems and of buckets: gs:// and s3:// URLs are read with etils.epath and fsspec.
+"""Paths of file systems, and of buckets: gs:// and s3://, through etils.epath and fsspec.
 
-An object of a bucket appears when it is whole, and can be neither appended to nor renamed; nor are
-there folders, only names with slashes. Keys, region and endpoint are found as the store's own tools
-find them: AWS_ENDPOINT_URL, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS.
+An object of a bucket appears when it is whole, and can be neither appended to nor renamed. Keys,
+region and endpoint (AWS_ENDPOINT_URL) are found as the store's own tools find them.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -13,7 +13,7 @@ import shutil
 import traceback
 from pathlib import Path
 
-from lm.errors import UserError, require
+from lm.errors import RunError, UserError, require
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras of these names install them
 
@@ -23,83 +23,62 @@ def is_url(path):
 
 
 def as_path(text, key="path"):
-    """A pathlib.Path, or of a gs:// or s3:// URL an etils.epath.Path; of either kind too.
+    """A pathlib.Path, or an etils.epath.Path of a gs:// or s3:// URL; `text` may be either too.
 
-    Raises UserError, naming `key`, if a URL's scheme is not known, its package is not installed, or
-    its bucket is not there, not ours to list, or not to be reached.
+    Raises UserError, naming `key`, for other URLs, and if the package or the bucket is not there.
     """
     if not is_url(text):
         return Path(text).expanduser()
     url = os.fspath(text)
     scheme, _, rest = url.partition("://")
-    require(
-        scheme in PACKAGES,
-        f"{key}={url} is a URL of a kind that lm does not read, as it does gs:// and s3://; mount "
-        "what it names, and give the path where it is mounted.",
-    )
-    bucket = rest.partition("/")[0]
-    require(bucket, f"{key}={url} names no bucket; write {scheme}://BUCKET/FOLDER.")
-    require(
-        importlib.util.find_spec(PACKAGES[scheme]),
-        f"{key}={url} needs the package {PACKAGES[scheme]}: pip install 'lm[{scheme}]'.",
-    )
-    _check_bucket(url, key)
+    known = f"{key}={url} is a URL that lm does not read, as it does gs://BUCKET and s3://BUCKET; "
+    require(scheme in PACKAGES and rest.strip("/"), f"{known}mount it, and give that path.")
+    package = PACKAGES[scheme]
+    needed = f"{key}={url} needs the package {package}: pip install 'lm[{scheme}]'."
+    require(importlib.util.find_spec(package), needed)
+    _check(url, key)
     from etils import epath
 
     return epath.Path(url)
 
 
 @functools.cache
-def _check_bucket(url, key):
+def _check(url, key):
     import fsspec
 
-    # Others write to a bucket too, so no listing is remembered; and TensorFlow, which epath would
-    # take where it is installed, reads no s3://.
-    for scheme in ("gcs", *PACKAGES):
-        fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
-    os.environ.setdefault("EPATH_USE_TF", "0")
+    for name in ("gcs", *PACKAGES):  # others write there too: no listing is remembered
+        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+    os.environ["EPATH_USE_TF"] = "0"  # TensorFlow, where it is installed, reads no s3://
     files, path = fsspec.url_to_fs(url)
-    try:
+    with explained(f"{key}={url}"):
         try:
             files.ls(path)
-        except FileNotFoundError:  # of a folder to be made, or of its bucket
+        except FileNotFoundError:  # of a folder that is yet to be made, or of its bucket
             files.ls(path.partition("/")[0])
-    except Exception as error:
-        reason = explain(error)
-        if reason is None:
-            raise
-        raise UserError(f"{key}: {url}: {reason}") from error
 
 
-def explain(error):
-    """Why a bucket failed, and the remedy; None of an error that did not come from its client."""
+def explain(error, what="a bucket"):
+    """The UserError or RunError of what a bucket's client raised; None of what it did not raise."""
     frames = traceback.walk_tb(error.__traceback__)
     modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
     if not modules & {*PACKAGES.values()}:
         return None
-    text = " ".join(str(error).split())
-    if isinstance(error, PermissionError) or "Forbidden" in text:
-        return f"no rights there ({text}); check the keys, and what the bucket grants them."
+    if isinstance(error, PermissionError) or "Forbidden" in str(error):
+        return UserError(f"{what}: no rights there ({error}); check the keys and their policy.")
     if isinstance(error, FileNotFoundError):
-        return f"no such bucket or object ({text}); check the name, or create it."
-    return f"the store fails ({text}); check the network, the keys and the endpoint."
+        return UserError(f"{what}: not there ({error}); check the bucket's name, or create it.")
+    return RunError(f"{what}: the store fails ({error}); check network, keys and endpoint.")
 
 
-@functools.cache
-def s3_driver():
-    """What tensorstore must know to read s3:// where and as s3fs does."""
-    import fsspec
-
-    meta = fsspec.filesystem("s3").s3.meta
-    keys = "environment" if "AWS_ACCESS_KEY_ID" in os.environ else "default"
-    driver = {
-        "driver": "s3",
-        "aws_credentials": {"type": keys},
-        "s3_request_retries": {"max_retries": 6},
-    }
-    if "amazonaws.com" in meta.endpoint_url:  # there it asks for the bucket's own region
-        return driver
-    return driver | {"endpoint": meta.endpoint_url, "aws_region": meta.region_name or "us-east-1"}
+@contextlib.contextmanager
+def explained(what):
+    """Raise what `explain` makes of an error."""
+    try:
+        yield
+    except Exception as error:
+        if known := explain(error, what):
+            raise known from error
+        raise
 
 
 def files_below(folder):
@@ -107,19 +86,20 @@ def files_below(folder):
     import fsspec
 
     files, root = fsspec.url_to_fs(os.fspath(folder))
-    found = files.find(root, detail=True)
-    return {name.removeprefix(f"{root}/"): info for name, info in found.items()}
+    found = files.find(root, detail=True).items()
+    return {name.removeprefix(f"{root}/"): info for name, info in found}
 
 
 def write(path, content):
     """Write a str or bytes to a file: whoever looks at it never sees half of it."""
-    content = content.encode() if isinstance(content, str) else content
-    if is_url(path):
-        path.write_bytes(content)
-        return
-    half = path.with_name(f"{path.name}.half")
-    half.write_bytes(content)
-    half.replace(path)
+    half = path if is_url(path) else path.with_name(f"{path.name}.half")
+    with explained(path), half.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if half != path:
+            file.flush()
+            os.fsync(file.fileno())
+    if half != path:
+        half.replace(path)
 
 
 def remove(folder):

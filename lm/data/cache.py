@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 
 from lm.errors import RunError, UserError
-from lm.paths import as_path, explain, is_url
+from lm.paths import as_path, explained, is_url
 
 META = "meta.json"
 HOME = "~/.cache/lm"
@@ -35,10 +35,9 @@ def cache_root(name):
 
 def local(folder):
     """A folder of the cache; of one in a bucket, its copy on this machine, which can be mapped."""
-    if not is_url(folder):
-        return folder
     home = os.environ.get("LM_CACHE") or HOME
-    return Path(HOME if is_url(home) else home).expanduser().joinpath(*folder.parts[1:])
+    home = Path(HOME if is_url(home) else home).expanduser()
+    return home.joinpath(*folder.parts[1:]) if is_url(folder) else folder
 
 
 def hash_of(value):
@@ -58,7 +57,7 @@ def published(folder, build):
     Raises RunError on a full disk, UserError where it cannot write; neither leaves anything behind.
     """
     if is_url(folder):
-        with _explained(folder):
+        with explained(folder):
             return published(local(folder), lambda empty: _shared(folder, empty, build))
     with _explained(folder):
         if meta := _read(folder):
@@ -93,8 +92,6 @@ def _shared(url, empty, build):
         if meta := _read(empty):
             return meta["info"]
         report(f"{url} is damaged; it is built again.")
-        shutil.rmtree(empty)
-        empty.mkdir()
     info = build(empty)
     _seal(empty, info)
     for path in sorted(empty.iterdir(), key=lambda path: path.name == META):
@@ -170,11 +167,7 @@ def _locked(folder):
 def _explained(folder):
     try:
         yield
-    except Exception as error:
-        if is_url(folder) and (reason := explain(error)):
-            raise UserError(f"{folder}: {reason}") from error
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         remedy = "or set data.cache or LM_CACHE to another folder."
         if error.errno in NO_SPACE:
             reason = f"no space is left for {folder} ({error.strerror}); free some,"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lm.data.cache import hash_of, published, report
 from lm.errors import UserError, require
-from lm.paths import as_path, explain, files_below, is_url
+from lm.paths import as_path, explained, files_below, is_url
 
 BLOCK = 1 << 18  # bytes read at once
 PIECE = 1 << 16  # characters encoded at once, at least
@@ -39,10 +39,7 @@ class NotText(UserError):
 
 @dataclass(frozen=True)
 class Source:
-    """A file, and what messages call it; or, without a path, a text.
-
-    info: of an object of a bucket, what the store says of it.
-    """
+    """A file, and what messages call it; or, without a path, a text. info: a bucket's, of it."""
 
     name: str
     path: Path | None
@@ -51,9 +48,8 @@ class Source:
 
     @property
     def size(self):
-        if self.info:
-            return self.info["size"]
-        return self.path.stat().st_size if self.path else len(self.text)
+        size = len(self.text) if self.info is None else self.info["size"]
+        return self.path.stat().st_size if self.path and self.info is None else size
 
     @property
     def packing(self):
@@ -70,13 +66,9 @@ class Source:
             yield self.text
             return
         try:
-            with self.path.open("rb") as file:
+            with explained(self.name), self.path.open("rb") as file:
                 yield from iter(lambda: file.read(BLOCK), b"")
-        except Exception as error:
-            if reason := explain(error):
-                raise UserError(f"{self.name}: {reason}") from error
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             reason = f"{self.name} cannot be read ({error.strerror})"
             raise UserError(f"{reason}; make it readable or leave it out.") from None
 
@@ -166,10 +158,8 @@ def read_corpus(key, path, text_key, cache):
     if path:
         root, remedy = as_path(path, key), "name a text file, JSONL, or a folder of them."
         require(root.is_file() or root.is_dir(), f"{key}={path} does not exist; {remedy}")
-        if is_url(root):
-            files = _objects(root)
-        else:
-            files = _walk(root) if root.is_dir() else [Source(path, root)]
+        walk = _objects if is_url(root) else _walk
+        files = walk(root) if root.is_dir() or is_url(root) else [Source(path, root)]
     else:
         files = _standard_library()
     files = [source for source in files if source.size]
@@ -198,12 +188,10 @@ def _objects(url):
     if url.is_file():
         return [Source(str(url), url, info=info) for info in found.values()]
 
-    def order(name):  # a folder's files come before its folders
-        *folders, last = name.split("/")
-        return [*((1, folder) for folder in folders), (0, last)]
-
-    names = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
-    return [Source(str(url / n), url / n, info=found[n]) for n in sorted(names, key=order)]
+    names = [name.split("/") for name in found if "/." not in f"/{name}"]
+    names.sort(key=lambda parts: [*((1, folder) for folder in parts[:-1]), (0, parts[-1])])
+    paths = ["/".join(parts) for parts in names]  # a folder's files before its folders
+    return [Source(str(url / path), url / path, info=found[path]) for path in paths]
 
 
 def _standard_library():

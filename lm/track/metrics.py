@@ -3,9 +3,9 @@
 A step may be written in several objects (training, then evaluation) and again after a resume; the
 later value of a key counts. A killed run may leave its last line torn: it is mended on opening.
 
-In a bucket, where nothing can be appended to, the lines are in metrics.parts/<number>.jsonl. What
-is logged stays in memory for FLUSH_SECONDS at most, or until the next checkpoint, before the part
-being written is written anew with it: a killed run loses that, and its resumption logs it again.
+In a bucket, where nothing can be appended to, the lines are in metrics.parts/<number>.jsonl, of
+which the last is written anew every FLUSH_SECONDS and before a checkpoint: all that a killed run
+loses is what its resumption logs again.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import time
 import uuid
 
 from lm.errors import RunError, UserError, require, require_path
-from lm.paths import as_path, explain, is_url, write
+from lm.paths import as_path, is_url, write
 
 FLUSH_SECONDS = 10
 PART_BYTES = 1 << 18
@@ -38,11 +38,12 @@ class MetricsWriter:
         if wandb_project:
             self.sinks.append(_WandB(workdir, wandb_project, config))
         self.path = workdir / "metrics.jsonl"
+        _mend(self.path)
         if is_url(workdir):
             self.file = _Parts(workdir / "metrics.parts")
         else:
-            _mend(self.path)
             self.file = self.path.open("ab", buffering=0)
+        self.flush = self.file.flush  # returns when a crash cannot take what was written
 
     def write(self, step, values):
         """values: {name: number}, arrays of one number too; a text, such as a fingerprint, stays.
@@ -61,10 +62,6 @@ class MetricsWriter:
         numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
         for sink in self.sinks:
             sink.write(int(step), numbers)
-
-    def flush(self):
-        """Return when all that was written is where a crash cannot take it."""
-        self.file.flush()
 
     def close(self):
         self.file.close()
@@ -94,13 +91,7 @@ class _Parts:
 
     def flush(self):
         if len(self.content) > self.size:
-            path = self.folder / f"{self.number:08}.jsonl"
-            try:
-                write(path, self.content)
-            except Exception as error:
-                if reason := explain(error):
-                    raise RunError(f"{path} cannot be written: {reason}") from error
-                raise
+            write(self.folder / f"{self.number:08}.jsonl", self.content)
             self.size = len(self.content)
             if self.size > PART_BYTES:
                 self.number, self.content, self.size = self.number + 1, b"", 0
@@ -114,11 +105,10 @@ def _parts(folder):
 
 
 def logged(path):
-    """The bytes of a metrics.jsonl, or of the parts that stand for it; b"" if there are none."""
+    """The bytes of a metrics.jsonl, or of the parts that stand for it; None if there are none."""
     path = as_path(path)
-    if path.is_file():
-        return path.read_bytes()
-    return b"".join(part.read_bytes() for part in _parts(path.parent / "metrics.parts"))
+    parts = [path] if path.is_file() else _parts(path.parent / "metrics.parts")
+    return b"".join(part.read_bytes() for part in parts) if parts else None
 
 
 def read_metrics(path):
@@ -127,8 +117,8 @@ def read_metrics(path):
     Raises UserError if the file is missing or a line other than a torn last one is no JSON object.
     """
     content = logged(path)
-    missing = not content and not as_path(path).is_file()
-    require(not missing, f"there is no {path}; name the metrics.jsonl of a run that logged a step.")
+    there = content is not None
+    require(there, f"there is no {path}; name the metrics.jsonl of a run that logged a step.")
     rows = {}
     lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
