@@ -174,16 +174,16 @@ class Checkpoints:
         while (candidate := _of_first_process(steps.pop() if steps else -1)) >= 0:
             path, arrays, damage = self.folder / str(candidate), {}, None
             try:
-                manifest = _manifest(path)
+                with _on_every_process():
+                    manifest = _manifest(path)
+                    if fetch:
+                        _check_files(path, manifest["files"])
                 if fetch:
-                    _check_files(path, manifest["files"])
-                    arrays = fetch(path, manifest["arrays"])
+                    with _on_every_process():
+                        arrays = fetch(path, manifest["arrays"])
+                    damage = _first_change(arrays, manifest["arrays"])
             except Damaged as error:
                 damage = str(error)
-            if not _on_every_process(damage is None):
-                damage = damage or "another process cannot read it"
-            elif fetch:
-                damage = _first_change(arrays, manifest["arrays"])
             if damage is None:
                 return candidate, manifest, arrays
             if candidate not in self._damaged:
@@ -579,10 +579,18 @@ def _of_first_process(number):
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def _on_every_process(true):
-    """Whether it is true on all processes."""
-    if _process()[1] == 1:
-        return true
-    from jax.experimental import multihost_utils
+@contextlib.contextmanager
+def _on_every_process():
+    """Raises Damaged on all processes if it is raised within on one."""
+    damage = None
+    try:
+        yield
+    except Damaged as error:
+        damage = error
+    whole = [damage is None]
+    if _process()[1] > 1:
+        from jax.experimental import multihost_utils
 
-    return bool(np.all(multihost_utils.process_allgather(np.int32(true))))
+        whole = multihost_utils.process_allgather(np.int32(whole))
+    if not np.all(whole):
+        raise damage or Damaged("another process cannot read it")
