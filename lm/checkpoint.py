@@ -65,7 +65,8 @@ class Checkpoints:
         self._pending = None
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if config is not None and _is_first_process():
-            half = [path for path in self._numbered() if not _has_manifest(path)]
+            paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
+            half = [path for path in paths if not _has_manifest(path)]
             for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted"), *half):
                 remove(leftover)
 
@@ -77,11 +78,8 @@ class Checkpoints:
 
     def steps(self):
         """The steps that have a checkpoint, ascending."""
-        return sorted(int(path.name) for path in self._numbered() if _has_manifest(path))
-
-    def _numbered(self):
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        return [path for path in paths if path.name.isdecimal()]
+        paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
+        return sorted(int(path.name) for path in paths if _has_manifest(path))
 
     def save(self, step, state, metrics=None, wait=False):
         """Save a pytree of jax.Arrays as checkpoint `step`, unless there is a good one.
@@ -344,7 +342,6 @@ def _teach_s3():
 
     It specifies all stores in one function. Endpoint and region are those that s3fs has found.
     """
-    import fsspec
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
     specify = tensorstore_utils.build_kvstore_tspec
@@ -352,6 +349,8 @@ def _teach_s3():
     def specify_any(directory, *arguments, **options):
         if not directory.startswith("s3:/"):
             return specify(directory, *arguments, **options)
+        import fsspec
+
         spec = specify(re.sub("^s3:/+", "gs://", directory), *arguments, **options)
         found, keys = fsspec.filesystem("s3").s3.meta, "AWS_ACCESS_KEY_ID" in os.environ
         driver = {"driver": "s3", "s3_request_retries": {"max_retries": 6}}  # for a minute
@@ -361,7 +360,7 @@ def _teach_s3():
             driver["aws_region"] = found.region_name or "us-east-1"
         return json.loads(re.sub(r'"driver": "gcs\w*"', json.dumps(driver)[1:-1], json.dumps(spec)))
 
-    tensorstore_utils.build_kvstore_tspec = specify_any
+    vars(tensorstore_utils)["build_kvstore_tspec"] = specify_any
 
 
 def _read(path, targets):
@@ -591,6 +590,6 @@ def _on_every_process():
     if _process()[1] > 1:
         from jax.experimental import multihost_utils
 
-        whole = multihost_utils.process_allgather(np.int32(whole))
+        whole = multihost_utils.process_allgather(np.array(whole))
     if not np.all(whole):
         raise damage or Damaged("another process cannot read it")

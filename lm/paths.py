@@ -45,9 +45,10 @@ def as_path(text, key="path"):
 @functools.cache
 def _check(url, key):
     import fsspec
+    from fsspec.config import conf
 
     for name in ("gcs", *PACKAGES):  # others write there too: no listing is remembered
-        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+        conf.setdefault(name, {})["use_listings_cache"] = False
     os.environ["EPATH_USE_TF"] = "0"  # TensorFlow, where it is installed, reads no s3://
     files, path = fsspec.url_to_fs(url)
     with explained(f"{key}={url}"):
