@@ -173,6 +173,9 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    dcn_data: int
+    dcn_fsdp: int
+    dcn_tensor: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +191,8 @@ class OptimConfig:
     eps: float
     weight_decay: float
     decay: str
+    shard_moments: bool
+    offload_moments: bool
     clip_norm: float
     router_bias_step: float
 
@@ -318,14 +323,6 @@ class Config:
             not step or model.router_selection_bias,
             f"optim.router_bias_step={step} moves a bias that is not there; set "
             "model.router_selection_bias=True, or the step to 0.",
-        )
-        chunk, of = objective.logits_chunk, "sequence"
-        if model.stack == "encoder_decoder":  # 0: not known before the examples are
-            of, length = "target", data.target_length
-        require(
-            not chunk or length % chunk == 0,
-            f"objective.logits_chunk={chunk} does not divide data.{of}_length={length}; "
-            f"{math.gcd(chunk, length)} does.",
         )
         require(
             not (learned and data.order == "contiguous" and data.separate_documents),
@@ -496,7 +493,8 @@ FREE = (
     *("mesh", "metrics", "evaluate", "checkpoint"),
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
     *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
-    *("model.scan_layers", "model.remat", "objective.logits_chunk"),
+    *("model.scan_layers", "model.remat", "model.offload", "objective.logits_chunk"),
+    *("optim.shard_moments", "optim.offload_moments"),
 )
 
 

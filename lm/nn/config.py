@@ -33,6 +33,8 @@ DROPOUTS = (
 )
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMATS = ("none", "dots", "full")
+# What a layer computes that can be kept, or kept on the host, for its backward pass, by name.
+TENSORS = ("layer_input", "query", "key", "value", "attention", "gate", "up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,7 @@ class TransformerConfig:
     compute_dtype: str
     scan_layers: bool
     remat: str
+    offload: str
 
     def __post_init__(self):
         sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_width")
@@ -168,9 +171,18 @@ class TransformerConfig:
             ("initializer", INITIALIZERS),
             ("param_dtype", DTYPES),
             ("compute_dtype", DTYPES),
-            ("remat", REMATS),
         ):
             require_in(f"model.{key}", getattr(self, key), options)
+        if self.remat not in REMATS:
+            for name in names(self.remat):
+                require_in("model.remat", name, (*REMATS, *TENSORS))
+        for name in names(self.offload):
+            require_in("model.offload", name, TENSORS)
+        require(
+            not self.offload or self.remat == "full" or self.remat not in REMATS,
+            f"model.offload={self.offload!r} with model.remat={self.remat!r}: what is offloaded is "
+            "an exception to recomputing; set model.remat=full, or the names of what stays here.",
+        )
         for key in DROPOUTS:
             value = getattr(self, key)
             require(0 <= value < 1, f"model.{key}={value} must be a probability in [0, 1).")
@@ -445,6 +457,11 @@ class Stretch:
     def last(self):
         """The layer after it."""
         return self.first + self.cycles * self.period
+
+
+def names(text):
+    """The names in a list like "query,key"."""
+    return tuple(filter(None, text.split(",")))
 
 
 def at_least(config, least, *keys):
