@@ -271,7 +271,8 @@ def data():
         separate_documents=True,
         # Batches prepared ahead by a background thread.
         prefetch=4,
-        # Token stores, shared by runs. Empty: $LM_CACHE, or else ~/.cache/lm.
+        # Token stores, shared by runs and, at a gs:// or s3:// URL, by machines, which copy them to
+        # ~/.cache/lm. Empty: $LM_CACHE, or else ~/.cache/lm.
         cache="",
     )
 

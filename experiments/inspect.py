@@ -12,12 +12,12 @@ import json
 import math
 import sys
 import types
-from pathlib import Path
 
 from experiments import cli
 from lm.axes import axis_sizes
 from lm.config import Config, DataConfig, build, resolve
 from lm.errors import UserError, require
+from lm.paths import as_path
 
 flags = cli.Parser(__doc__, config="optional")
 flags.add_argument("--workdir", metavar="FOLDER", help="a run, instead of --config")
@@ -48,8 +48,9 @@ def inspect(argv):
         config, assumed = resolve_alone(arguments.config)
         run = {}
     else:
-        config, assumed = read_config(Path(arguments.workdir)), []
-        run = {"checkpoints": checkpoint_steps(Path(arguments.workdir))}
+        workdir = as_path(arguments.workdir, "--workdir")
+        config, assumed = read_config(workdir), []
+        run = {"checkpoints": checkpoint_steps(workdir)}
     if arguments.sharding:
         explain_sharding(config, arguments)
         return
@@ -121,8 +122,9 @@ def read_config(workdir):
 
 
 def checkpoint_steps(workdir):
-    """The steps that a run has checkpoints of; a folder named by a number is whole."""
-    return sorted(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+    """The steps that a run has checkpoints of; with a manifest, one is whole."""
+    folders = [path.parent.name for path in workdir.glob("checkpoints/*/manifest.json")]
+    return sorted(int(name) for name in folders if name.isdigit())
 
 
 def costs(config, devices=None):

@@ -29,9 +29,9 @@ def require_in(key, value, options):
 
 
 def require_path(key, value):
-    """Refuse a URL, of which pathlib would make a folder here, named "gs:" say."""
+    """Refuse a URL where only a file system will do; pathlib would make a folder named "gs:"."""
     require(
         not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value),
-        f"{key}={value} is a URL, and lm reads and writes files of a file system only; mount what "
-        "it names, and give the path where it is mounted.",
+        f"{key}={value} is a URL, and this must be in a file system; mount what it names, and give "
+        "the path where it is mounted, or another.",
     )

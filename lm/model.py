@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import build
 from lm.data import tokenizer as tokenizers
-from lm.errors import UserError, did_you_mean, require
+from lm.errors import UserError, did_you_mean, require, require_path
 from lm.mesh import AXES, BATCH, check_mesh, make_mesh, sharding, use_mesh
 from lm.nn.config import TransformerConfig
 from lm.nn.params import abstract_parameters, bind
 from lm.nn.transformer import Transformer
+from lm.paths import as_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,7 +204,7 @@ def load(path, step=None, mesh=None, compute_dtype=None):
     from lm.hub.convert import import_model
     from lm.hub.files import read_json
 
-    folder = Path(path).expanduser()
+    folder = as_path(path, "the model's folder")
     require(folder.is_dir(), f"{path} is not a folder; name a run's workdir or a model's folder.")
     content = read_json(folder / "config.json")
     mesh = _mesh(mesh)
@@ -215,6 +216,7 @@ def load(path, step=None, mesh=None, compute_dtype=None):
         "Hugging Face model's, which has model_type.",
     )
     require(step is None, f"step={step}: {folder} is no run and has no checkpoints; leave it out.")
+    require_path("a model in Hugging Face's format, path", os.fspath(folder))
     return import_model(folder, mesh, compute_dtype or "float32")
 
 

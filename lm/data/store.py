@@ -15,7 +15,7 @@ import numpy as np
 
 from lm.data import mixture
 from lm.data import tokenizer as tokenizers
-from lm.data.cache import cache_root, hash_of, published, report
+from lm.data.cache import cache_root, hash_of, local, published, report
 from lm.data.sources import read_corpus, split
 from lm.errors import require
 
@@ -106,7 +106,7 @@ def open_data(config, tokenizer=None):
         trained = [*contents, config.tokenizer, config.tokenizer_size, special]
         folder = cache / "tokenizers" / hash_of(trained)
         published(folder, lambda empty: _train(config, texts).save(empty))
-        tokenizer = tokenizers.load(folder)
+        tokenizer = tokenizers.load(local(folder))
     keys, trains, validations = zip(
         *(_stores(each, tokenizer, cache) for each in texts), strict=True
     )
@@ -150,7 +150,7 @@ def _stores(texts, tokenizer, cache):
     key = hash_of([texts.content, tokenizer.fingerprint, *between])
     folder = cache / "tokens" / key
     num_bytes = published(folder, lambda empty: _write(empty, texts.parts(), tokenizer))
-    train, validation = (_open(folder, part, tokenizer, num_bytes[part]) for part in PARTS)
+    train, validation = (_open(local(folder), part, tokenizer, num_bytes[part]) for part in PARTS)
     require(
         train.num_tokens and validation.num_tokens,
         f"data.path={texts.path} gives {train.num_tokens} tokens for training and "

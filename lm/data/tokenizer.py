@@ -11,11 +11,11 @@ import functools
 import hashlib
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 
 from lm.errors import UserError, did_you_mean, require, require_in
+from lm.paths import as_path, write
 
 KINDS = ("bpe", "wordpiece", "unigram", "bytes", "characters")
 END_OF_TEXT = "<|endoftext|>"
@@ -113,9 +113,7 @@ class Tokenizer:
 
     def save(self, folder):
         """Writes folder/tokenizer.json, whole or not at all."""
-        half = Path(folder) / "tokenizer.json.half"
-        half.write_text(self.definition, encoding="utf-8")
-        half.replace(Path(folder) / "tokenizer.json")
+        write(as_path(folder) / "tokenizer.json", self.definition)
 
 
 class ByteTokenizer(Tokenizer):
@@ -232,7 +230,7 @@ class LibraryTokenizer(Tokenizer):
 
 def load(path):
     """The Tokenizer of a tokenizer.json, ours or Hugging Face's, or of the folder that holds it."""
-    path = Path(path).expanduser()
+    path = as_path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     require(
         path.is_file(), f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
@@ -265,7 +263,7 @@ def find(name):
     if name in KINDS:
         return None
     require(
-        Path(name).expanduser().exists(),
+        as_path(name, "data.tokenizer").exists(),
         f"data.tokenizer={name!r} is neither a kind of tokenizer nor the path of a tokenizer.json."
         f"{did_you_mean(name, KINDS)}",
     )
