@@ -353,7 +353,18 @@ def checkpoint():
     )
 
 
-SECTIONS = (model, objective, data, mesh, optim, train, metrics, evaluate, checkpoint)
+def cluster():
+    return section(
+        # Of many processes: how long each waits for all at the start, and then how long one may be
+        # silent until the others end. As long as machines of one job may take to start.
+        timeout_seconds=300,
+        # Without a step for so long the run writes the stacks of its threads and exits with 75.
+        # Must be longer than any step, evaluation or save. 0: never.
+        watchdog_seconds=0,
+    )
+
+
+SECTIONS = (model, objective, data, mesh, optim, train, metrics, evaluate, checkpoint, cluster)
 
 
 def base():

@@ -4,6 +4,8 @@
 
 The workdir gets config.json, tokenizer.json, metrics.jsonl, environment.json, checkpoints and
 curve.png, and is all that generate and lm.load need. SIGTERM or Ctrl-C: the run saves and ends.
+Of many processes each is started so; Slurm, Kubernetes, TPU pods and Open MPI say who they are, or
+else --coordinator, --num_processes and --process_id do. Exit code 75: start it again.
 """
 
 import dataclasses
@@ -12,11 +14,12 @@ import functools
 import json
 import os
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 from experiments import cli
 from lm.cluster.memory import keep_freed_memory
+from lm.cluster.processes import together
 from lm.config import Config, build, differences, resolve
 from lm.errors import UserError, require, require_path
 
@@ -24,6 +27,11 @@ flags = cli.Parser(__doc__)
 flags.add_argument(
     "--workdir", required=True, metavar="FOLDER", help="where the run is kept, new or to resume"
 )
+flags.add_argument(
+    "--coordinator", metavar="HOST:PORT", help="of many processes, where process 0 is"
+)
+flags.add_argument("--num_processes", metavar="N", help="how many there are")
+flags.add_argument("--process_id", metavar="I", help="which of them this is, from 0")
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -38,9 +46,13 @@ def train(argv):
     if arguments.config.train.deterministic and DETERMINISTIC not in xla_flags:
         os.environ["XLA_FLAGS"] = f"{xla_flags} {DETERMINISTIC}"
     keep_freed_memory()
-    data, config = open_run(workdir, arguments.config)
-    print(cli.describe(config), flush=True)
-    run(workdir, data, config)
+    members = arguments.coordinator, arguments.num_processes, arguments.process_id
+    with together(*members, arguments.config.cluster.timeout_seconds) as processes:
+        with processes.first_process_first():  # it builds the token store that the others open
+            data, config = open_run(workdir, arguments.config)
+        if processes.index == 0:
+            print(cli.describe(config), flush=True)
+        run(workdir, data, config, processes)
 
 
 def open_run(workdir, keys):
@@ -101,15 +113,18 @@ def read_config(workdir):
     return saved
 
 
-def run(workdir, data, config):
+def run(workdir, data, config, processes):
     """Train in a workdir from its newest checkpoint, or from the first step, to the end.
 
-    What is wrong with the configuration is said before anything is written.
+    What is wrong with the configuration is said before anything is written. Process 0 writes all
+    but its part of a checkpoint, which every process does.
     """
     import jax
 
     from lm.checkpoint import Checkpoints
+    from lm.cluster.hosts import Hosts
     from lm.cluster.signals import interruptions
+    from lm.cluster.watchdog import Watchdog
     from lm.data.loader import Batches, place, prefetch
     from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
     from lm.nn.transformer import Transformer
@@ -134,40 +149,49 @@ def run(workdir, data, config):
     evaluate = evaluator(model, config, data, mesh, examples)
     template = abstract_state(model, config, mesh)
     train_step = make_train_step(model, config, jax.tree.map(lambda leaf: leaf.sharding, template))
+    processes.workdir, writes = workdir, processes.index == 0
     with (
-        alone(workdir),
+        alone(workdir) if writes else nullcontext(),
         use_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
         interruptions() as signals,
     ):
+        say = functools.partial(print, flush=True) if writes else lambda line: None
         restored = checkpoints.restore(template)
         state = restored[1] if restored else initial_state(model, config, mesh)
         if restored:
-            print(f"resumed from {workdir / 'checkpoints' / str(restored[0])}", flush=True)
+            say(f"resumed from {workdir / 'checkpoints' / str(restored[0])}")
         first = int(state.step)
         if first < num_steps:
-            print("compiling the train step; its first metrics follow", flush=True)
+            say("compiling the train step; its first metrics follow")
         make = functools.partial(
             place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
         )
+        hosts = None
+        if len(processes.hosts) > 1:
+            hosts = train_step = signals = Hosts(train_step, mesh, signals, processes)
+        sinks = metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
         with (
-            MetricsWriter(
-                workdir, metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
-            ) as writer,
-            Progress(num_steps, first) as progress,
+            MetricsWriter(workdir, *sinks) if writes else nullcontext() as writer,
+            Progress(num_steps, first, quiet=not writes) as progress,
             closing(Profiler(workdir, metrics.profile_start, metrics.profile_stop)) as profiler,
+            closing(Watchdog(config.cluster.watchdog_seconds, processes.stacks)) as watchdog,
             closing(prefetch(make, range(first, num_steps), config.data.prefetch)) as stream,
+            processes.telling(),
         ):
-            write_start(workdir, data, config)
+            if writes:
+                write_start(workdir, data, config, processes.hosts)
+                log = logger(config, mesh, first, writer, progress, examples, hosts)
             hooks = Hooks(
-                log=logger(config, mesh, first, writer, progress, examples),
+                log=log if writes else lambda step, values: None,
                 evaluate=evaluate,
                 save=checkpoints.save,
                 profile=profiler,
                 interrupted=lambda: signals.requested,
             )
-            state, why = train_loop(state, train_step, stream, config, hooks)
-    finish(workdir, first, int(state.step), config, why)
+            state, why = train_loop(state, watchdog.watching(train_step), stream, config, hooks)
+    if writes:
+        finish(workdir, first, int(state.step), config, why)
 
 
 @contextmanager
@@ -189,7 +213,7 @@ def alone(workdir):
         os.close(folder)
 
 
-def write_start(workdir, data, config):
+def write_start(workdir, data, config, hosts):
     """What generate and lm.load need besides a checkpoint, and what this start runs on."""
     from lm.track.environment import write_environment
 
@@ -197,12 +221,13 @@ def write_start(workdir, data, config):
     half = workdir / "config.json.half"
     half.write_text(json.dumps(content(data, config), indent=2) + "\n")
     half.replace(workdir / "config.json")
-    write_environment(workdir)
+    write_environment(workdir, hosts)
 
 
-def logger(config, mesh, first, writer, progress, examples=None):
+def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
     """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed."""
     from lm.chips import peak_flops
+    from lm.cluster.hosts import peak_gib
     from lm.flops import training_flops_per_token
     from lm.track.experts import DeadExperts
     from lm.track.throughput import Throughput
@@ -235,7 +260,13 @@ def logger(config, mesh, first, writer, progress, examples=None):
                 **{name: x for name, x in values.items() if name.startswith("experts/")},
                 **{f"train/{name}": x for name, x in values.items() if name.endswith("_loss")},
                 **throughput(step),
+                "hosts/peak_gib": peak_gib(),
             }
+            if hosts is not None:
+                of_hosts, slow = hosts.metrics()
+                values |= of_hosts
+                if slow:
+                    print(f"step {step}: {slow}", file=sys.stderr, flush=True)
         writer.write(step, values)
         progress(step, values)
 

@@ -272,6 +272,17 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    timeout_seconds: int
+    watchdog_seconds: int
+
+    def __post_init__(self):
+        for key, least in (("timeout_seconds", 1), ("watchdog_seconds", 0)):
+            value = getattr(self, key)
+            require(value >= least, f"cluster.{key}={value} must be {least} or more.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. `dataclasses.asdict` of it is what config.json holds."""
 
@@ -284,6 +295,7 @@ class Config:
     metrics: MetricsConfig
     evaluate: EvaluateConfig
     checkpoint: CheckpointConfig
+    cluster: ClusterConfig
 
     def __post_init__(self):
         parts = self.train.accumulation_steps
@@ -493,7 +505,7 @@ def _made(kind, value, path):
 # computes. data.path and data.cache may move because the content itself is compared (`data_key` in
 # config.json).
 FREE = (
-    *("mesh", "metrics", "evaluate", "checkpoint"),
+    *("mesh", "metrics", "evaluate", "checkpoint", "cluster"),
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
     *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
     *("model.scan_layers", "model.remat", "objective.logits_chunk"),

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from lm.nn.params import bind
 from lm.objectives.loss import objective_loss
@@ -16,16 +17,17 @@ from lm.train.state import TrainState
 
 
 def make_train_step(model, config, state_shardings):
-    """step(state, batch) -> (state, metrics), compiled; the state given is consumed.
+    """step(state, batch, hosts=None) -> (state, metrics), compiled; the state given is consumed.
 
     batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
     metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, fingerprint
     (uint32, 2), the skip counts, means of other losses that the objective has and, with experts,
-    expert_counts (layers with experts, experts) and what `expert_metrics` gives.
+    expert_counts (layers with experts, experts) and what `expert_metrics` gives. hosts, with a row
+    for each device: see lm.cluster.hosts.
     """
     transform = optimizer(config.optim)
 
-    def train_step(state, batch):
+    def train_step(state, batch, hosts=None):
         (nll, others), grads = gradients(model, config, state, batch)
         routed = others.pop("routed")
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
@@ -52,6 +54,8 @@ def make_train_step(model, config, state_shardings):
         metrics |= {"fingerprint": fingerprint(batch), **others}
         if routed:
             metrics |= {"expert_counts": routed["count_E"], **expert_metrics(routed)}
+        if hosts is not None:
+            metrics["hosts"] = jax.sharding.reshard(hosts, P())
         return new_state, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
