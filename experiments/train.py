@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import sys
+import time
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from experiments import cli
 from lm.cluster.memory import keep_freed_memory
 from lm.cluster.processes import together
 from lm.config import Config, build, differences, resolve
-from lm.errors import UserError, require, require_path
+from lm.errors import RunError, UserError, require, require_path
 
 flags = cli.Parser(__doc__)
 flags.add_argument(
@@ -117,7 +118,7 @@ def run(workdir, data, config, processes):
     """Train in a workdir from its newest checkpoint, or from the first step, to the end.
 
     What is wrong with the configuration is said before anything is written. Process 0 writes all
-    but its part of a checkpoint, which every process does.
+    but the checkpoints, of which each process writes its part.
     """
     import jax
 
@@ -125,7 +126,7 @@ def run(workdir, data, config, processes):
     from lm.cluster.hosts import Hosts
     from lm.cluster.signals import interruptions
     from lm.cluster.watchdog import Watchdog
-    from lm.data.loader import Batches, place, prefetch
+    from lm.data.loader import Batches, place
     from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
     from lm.nn.transformer import Transformer
     from lm.objectives.builder import make_examples
@@ -133,7 +134,6 @@ def run(workdir, data, config, processes):
     from lm.track.profiler import Profiler
     from lm.track.progress import Progress
     from lm.train.loop import Hooks
-    from lm.train.loop import train as train_loop
     from lm.train.state import abstract_state, initial_state
     from lm.train.step import make_train_step
 
@@ -176,22 +176,46 @@ def run(workdir, data, config, processes):
             Progress(num_steps, first, quiet=not writes) as progress,
             closing(Profiler(workdir, metrics.profile_start, metrics.profile_stop)) as profiler,
             closing(Watchdog(config.cluster.watchdog_seconds, processes.stacks)) as watchdog,
-            closing(prefetch(make, range(first, num_steps), config.data.prefetch)) as stream,
             processes.telling(),
         ):
             if writes:
                 write_start(workdir, data, config, processes.hosts)
-                log = logger(config, mesh, first, writer, progress, examples, hosts)
-            hooks = Hooks(
-                log=log if writes else lambda step, values: None,
-                evaluate=evaluate,
-                save=checkpoints.save,
-                profile=profiler,
-                interrupted=lambda: signals.requested,
-            )
-            state, why = train_loop(state, watchdog.watching(train_step), stream, config, hooks)
+            step = watchdog.watching(train_step)
+            while True:
+                hooks = Hooks(
+                    log=logger(config, mesh, int(state.step), writer, progress, examples, hosts),
+                    evaluate=evaluate,
+                    save=timed(checkpoints, writer),
+                    profile=profiler,
+                    interrupted=lambda: signals.requested,
+                )
+                state, why, spike = until_spike(state, step, make, config, hooks)
+                if spike is None:
+                    break
+                state, numbers = taken_back(checkpoints, template, spike.step, config)
+                say(f"{spike}; back to step {int(state.step)}, without batches {numbers}")
+                if writer is not None:
+                    writer.write(spike.step, {"data/skipped_batches": numbers})
     if writes:
         finish(workdir, first, int(state.step), config, why)
+
+
+def until_spike(state, step, make, config, hooks):
+    """(state, why, None) of the train loop from a state, or (None, None, the Spike)."""
+    import numpy as np
+
+    from lm.data.loader import batch_number, prefetch
+    from lm.train.loop import Spike
+    from lm.train.loop import train as train_loop
+
+    skipped = np.asarray(state.variables["skipped_batches"])
+    steps = range(int(state.step), config.train.num_steps)
+    batches = prefetch(lambda step: make(batch_number(step, skipped)), steps, config.data.prefetch)
+    with closing(batches):
+        try:
+            return *train_loop(state, step, batches, config, hooks), None
+        except Spike as spike:  # without what it would keep in memory, the state
+            return None, None, spike.with_traceback(None)
 
 
 @contextmanager
@@ -225,7 +249,10 @@ def write_start(workdir, data, config, hosts):
 
 
 def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
-    """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed."""
+    """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed.
+
+    Without a writer nowhere; hosts: as of lm.cluster.hosts, where there are several processes.
+    """
     from lm.chips import peak_flops
     from lm.cluster.hosts import peak_gib
     from lm.flops import training_flops_per_token
@@ -245,6 +272,8 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
     dead_experts = DeadExperts()
 
     def log(step, values):
+        if writer is None:
+            return
         if "loss" in values:
             high, low = values["fingerprint"]
             if "expert_counts" in values:
@@ -271,6 +300,56 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
         progress(step, values)
 
     return log
+
+
+def taken_back(checkpoints, template, step, config):
+    """(state, numbers): the last checkpoint's, told to leave out the batches up to that of `step`.
+
+    Raises RunError if there is no checkpoint, or no room for more batches in the state.
+    """
+    import jax
+    import numpy as np
+
+    from lm.data.loader import batch_number
+
+    restored = checkpoints.restore(template)
+    spike = f"the loss of step {step} stands out by train.spike_threshold"
+    if restored is None:
+        raise RunError(
+            f"{spike}, and there is no checkpoint to go back to; make checkpoint.every_steps "
+            f"{step} or less, or the threshold larger."
+        )
+    start, state = restored
+    former = np.asarray(state.variables["skipped_batches"])
+    known = former[former < np.iinfo(np.int32).max]
+    steps = range(max(start, step + 1 - config.train.spike_skip), step + 1)
+    numbers = [batch_number(step, known) for step in steps]
+    if len(known) + len(numbers) > len(former):
+        raise RunError(
+            f"{spike}, and {len(known)} batches are left out already, of at most {len(former)}; "
+            "make the threshold larger, or optim.peak_lr smaller in a new run."
+        )
+    skipped = former.copy()
+    skipped[len(known) : len(known) + len(numbers)] = numbers
+    placed = jax.device_put(np.sort(skipped), state.variables["skipped_batches"].sharding)
+    variables = {**state.variables, "skipped_batches": placed}
+    return dataclasses.replace(state, variables=variables), " ".join(map(str, numbers))
+
+
+def timed(checkpoints, writer):
+    """checkpoints.save, which with a writer logs how long the run waited, and how long it took."""
+
+    def save(step, *saved):
+        began = time.perf_counter()
+        checkpoints.save(step, *saved)
+        if writer is None:
+            return
+        writer.write(step - 1, {"save/blocked_seconds": time.perf_counter() - began})
+        while checkpoints.seconds:  # of the save before this one, or of this one if it was awaited
+            done, seconds = checkpoints.seconds.popitem()
+            writer.write(done - 1, {"save/seconds": seconds})
+
+    return save
 
 
 def evaluator(model, config, data, mesh, examples):

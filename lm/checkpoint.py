@@ -21,6 +21,7 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 import warnings
 import zlib
 
@@ -58,6 +59,7 @@ class Checkpoints:
         self._config = config
         self._damaged = set()
         self._pending = None
+        self.seconds = {}  # of saves that are on disk, {step: from the call of save to then}
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if config is not None and _is_first_process():
             for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")):
@@ -82,6 +84,7 @@ class Checkpoints:
         Raises RunError if this checkpoint, or the one saved before it, cannot be written.
         """
         self.wait()
+        began = time.perf_counter()
         if _of_first_process(step in self.steps() and step not in self._damaged):
             return
         arrays, entries = {}, {}
@@ -97,7 +100,7 @@ class Checkpoints:
                 self._delete(step)
             request = _orbax().args.PyTreeSave(_nested(arrays))
             self._saver.save(self._partial(step) / "state", args=request)
-        commit = self._background.submit(self._commit, step, entries, checksums, metrics)
+        commit = self._background.submit(self._commit, step, entries, checksums, metrics, began)
         self._pending = step, commit
         if wait:
             self.wait()
@@ -189,12 +192,17 @@ class Checkpoints:
     def _saver(self):
         # Processes share the writing of copied arrays; for one alone, cutting them up only costs.
         ocp, share = _orbax(), _process()[1] > 1
+        assert self._config is not None, "opened for reading only"
         handlers = ocp.type_handlers.create_type_handler_registry(
             (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=share))
         )
         # Weights and moments are close to noise: compression saves 8% of the bytes for more time.
         return ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
+            ocp.PyTreeCheckpointHandler(
+                use_compression=False,
+                type_handler_registry=handlers,
+                save_device_host_concurrent_gb=self._config.host_gb or None,
+            )
         )
 
     def _partial(self, step):
@@ -215,7 +223,7 @@ class Checkpoints:
                 f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
             ) from error
 
-    def _commit(self, step, entries, checksums, metrics):
+    def _commit(self, step, entries, checksums, metrics, began):
         """In the background: let Orbax finish, add the manifest, rename, delete what is old."""
         self._saver.wait_until_finished()
         if not _is_first_process():
@@ -232,6 +240,7 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(self.folder / str(step))
+        self.seconds[step] = time.perf_counter() - began
         self._prune(step)
 
     def _prune(self, saved):
@@ -397,7 +406,8 @@ def _check_fit(path, entries, targets, partial):
     more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
     require(
         not differences,
-        f"The checkpoint {path} is of another model: {'; '.join(differences[:4])}{more}. "
+        f"The checkpoint {path} is of another model, or version of lm: "
+        f"{'; '.join(differences[:4])}{more}. "
         "Use the config it was trained with, or another workdir.",
     )
 

@@ -220,12 +220,19 @@ class TrainConfig:
     seed: int
     accumulation_steps: int
     max_skipped_steps: int
+    spike_threshold: float
+    spike_window: int
+    spike_skip: int
     deterministic: bool
 
     def __post_init__(self):
-        for key in ("num_steps", "accumulation_steps", "max_skipped_steps"):
+        for key in ("num_steps", "accumulation_steps", "max_skipped_steps", "spike_skip"):
             value = getattr(self, key)
             require(value >= 1, f"train.{key}={value} is not possible; it must be 1 or more.")
+        value = self.spike_threshold
+        require(value >= 0, f"train.spike_threshold={value} must be 0 (never) or more.")
+        value = self.spike_window
+        require(1 < value <= 128, f"train.spike_window={value} must be from 2 to 128.")
         require(0 <= self.seed < 2**31, f"train.seed={self.seed} must be in [0, 2**31).")
 
 
@@ -263,9 +270,10 @@ class CheckpointConfig:
     keep_last: int
     keep_best: int
     keep_every_steps: int
+    host_gb: float
 
     def __post_init__(self):
-        for key in ("every_steps", "keep_best", "keep_every_steps"):
+        for key in ("every_steps", "keep_best", "keep_every_steps", "host_gb"):
             value = getattr(self, key)
             require(value >= 0, f"checkpoint.{key}={value} must be 0 or more.")
         require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be 1 or more.")
@@ -507,6 +515,7 @@ def _made(kind, value, path):
 FREE = (
     *("mesh", "metrics", "evaluate", "checkpoint", "cluster"),
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
+    *("train.spike_threshold", "train.spike_window", "train.spike_skip"),
     *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
     *("model.scan_layers", "model.remat", "objective.logits_chunk"),
 )

@@ -21,9 +21,10 @@ def make_train_step(model, config, state_shardings):
 
     batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
     metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, fingerprint
-    (uint32, 2), the skip counts, means of other losses that the objective has and, with experts,
-    expert_counts (layers with experts, experts) and what `expert_metrics` gives. hosts, with a row
-    for each device: see lm.cluster.hosts.
+    (uint32, 2), the skip counts, spike (how many median absolute deviations the loss is above the
+    median of the last losses, NaN until there are train.spike_window), means of other losses that
+    the objective has and, with experts, expert_counts (layers with experts, experts) and what
+    `expert_metrics` gives. hosts, with a row for each device: see lm.cluster.hosts.
     """
     transform = optimizer(config.optim)
 
@@ -39,18 +40,24 @@ def make_train_step(model, config, state_shardings):
         finite = jnp.isfinite(nll) & jnp.isfinite(grad_norm)
         # A step that is not finite leaves everything as it was but the step number and the count.
         keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        variables = {
+        skips = {
             "skipped_steps": state.variables["skipped_steps"] + ~finite,
             "skipped_in_a_row": jnp.where(finite, 0, state.variables["skipped_in_a_row"] + 1),
         }
+        losses = state.variables["recent_losses"]
+        window = losses[-config.train.spike_window :]
+        deviation = jnp.median(jnp.abs(window - jnp.median(window)))
+        loss = nll.astype(losses.dtype)
+        last_losses = keep(jnp.append(losses[1:], loss), losses)
         new_state = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
-            variables=variables,
+            variables={**state.variables, **skips, "recent_losses": last_losses},
             key=state.key,
         )
-        metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, **variables}
+        metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, **skips}
+        metrics["spike"] = (loss - jnp.median(window)) / deviation
         metrics |= {"fingerprint": fingerprint(batch), **others}
         if routed:
             metrics |= {"expert_counts": routed["count_E"], **expert_metrics(routed)}
