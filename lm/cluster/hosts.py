@@ -2,6 +2,7 @@
 runs between steps, and all know the same at the same step.
 """
 
+import collections
 import resource
 import signal
 import statistics
@@ -12,7 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SLOW = 1.5  # times the median
+WINDOW = 10  # steps whose median counts: a save or an evaluation in one of them does not
+SLOW = 1.5  # times the median of all processes
 
 
 class Hosts:
@@ -31,7 +33,7 @@ class Hosts:
         of_device = [device.process_index for device in mesh.devices.flat]
         self.first_device = [of_device.index(process) for process in range(len(processes.hosts))]
         self.steps, self.last, self.own, self.former = 0, 0.0, (0.0, 0.0), None
-        self.seconds, self.peak = [], 0.0
+        self.seconds, self.peak, self.named = collections.deque(maxlen=WINDOW), 0.0, None
 
     def __call__(self, state, batch):
         name = self.signals.requested
@@ -61,20 +63,22 @@ class Hosts:
         self.peak = float(peak.max())
 
     def metrics(self):
-        """(metrics of the steps since the last call, who was slow in them or None)"""
-        values = {"hosts/peak_gib": self.peak}
-        if not self.seconds:
-            return values, None
-        mean, self.seconds = np.mean(self.seconds, 0), []
-        slowest, median = int(mean.argmax()), statistics.median_low(mean)
-        values["hosts/step_seconds"] = " ".join(f"{seconds:.4g}" for seconds in mean)
-        values["hosts/slowest"] = slowest
-        if mean[slowest] <= SLOW * median:
-            return values, None
-        return values, (
-            f"process {slowest} ({self.processes.hosts[slowest]}) is slow: it needs "
-            f"{mean[slowest]:.3g} s for a step, the median {median:.3g} s; all wait for it."
-        )
+        """(metrics of the last steps, a line if another process than before is slow, or None)"""
+        values: dict[str, object] = {"hosts/peak_gib": self.peak}
+        line = None
+        if self.seconds:
+            each = np.median(self.seconds, 0)
+            slowest, median = int(each.argmax()), statistics.median_low(each)
+            values["hosts/step_seconds"] = " ".join(f"{seconds:.4g}" for seconds in each)
+            values["hosts/slowest"] = slowest
+            slow = len(self.seconds) == WINDOW and each[slowest] > SLOW * median
+            if slow and self.named != slowest:
+                line = (
+                    f"process {slowest} ({self.processes.hosts[slowest]}) is slow: it needs "
+                    f"{each[slowest]:.3g} s for a step, the median {median:.3g} s; all wait for it."
+                )
+            self.named = slowest if slow else None
+        return values, line
 
 
 def peak_gib():
