@@ -112,7 +112,7 @@ class Processes:
                 return writer.close()
             if hello["count"] != self.count:
                 wrong = f"--num_processes={hello['count']} is {self.count} in process 0; mend one."
-            elif process in hosts:
+            elif process in hosts and not (process and self._streams[process][0].at_eof()):
                 wrong = (
                     f"--process_id={process} is another's, on {hosts[process]}; give each its own."
                 )

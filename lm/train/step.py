@@ -21,10 +21,11 @@ def make_train_step(model, config, state_shardings):
 
     batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
     metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, fingerprint
-    (uint32, 2), the skip counts, spike (how many median absolute deviations the loss is above the
-    median of the last losses, NaN until there are train.spike_window), means of other losses that
-    the objective has and, with experts, expert_counts (layers with experts, experts) and what
-    `expert_metrics` gives. hosts, with a row for each device: see lm.cluster.hosts.
+    (uint32, 2), the skip counts, with train.spike_threshold spike (how many median absolute
+    deviations the loss is above the median of the last losses, NaN until there are enough), means
+    of other losses that the objective has and, with experts, expert_counts (layers with experts,
+    experts) and what `expert_metrics` gives. hosts, with a row for each device: see
+    lm.cluster.hosts.
     """
     transform = optimizer(config.optim)
 
@@ -44,10 +45,7 @@ def make_train_step(model, config, state_shardings):
             "skipped_steps": state.variables["skipped_steps"] + ~finite,
             "skipped_in_a_row": jnp.where(finite, 0, state.variables["skipped_in_a_row"] + 1),
         }
-        losses = state.variables["recent_losses"]
-        window = losses[-config.train.spike_window :]
-        deviation = jnp.median(jnp.abs(window - jnp.median(window)))
-        loss = nll.astype(losses.dtype)
+        losses, loss = state.variables["recent_losses"], nll.astype(jnp.float32)
         last_losses = keep(jnp.append(losses[1:], loss), losses)
         new_state = TrainState(
             step=state.step + 1,
@@ -57,7 +55,10 @@ def make_train_step(model, config, state_shardings):
             key=state.key,
         )
         metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, **skips}
-        metrics["spike"] = (loss - jnp.median(window)) / deviation
+        if config.train.spike_threshold:
+            window = losses[-config.train.spike_window :]
+            above = loss - jnp.median(window)
+            metrics["spike"] = above / jnp.median(jnp.abs(window - jnp.median(window)))
         metrics |= {"fingerprint": fingerprint(batch), **others}
         if routed:
             metrics |= {"expert_counts": routed["count_E"], **expert_metrics(routed)}
