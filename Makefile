@@ -26,7 +26,7 @@ test: setup ## the quick tests
 parity: $(PARITY)/.installed ## logits against transformers, in an environment with torch
 	$(PARITY)/bin/python -m pytest -n 2 -m parity
 
-kills: setup ## 40 kills at random moments, each resumed bit for bit
+kills: setup ## 40 kills at random moments, each resumed bit for bit, and 20 of one process of many
 	LM_KILLS=40 $(PYTEST) -m kills -rP
 
 composition: setup ## every row of the composition matrix: at most 45 minutes

@@ -332,6 +332,12 @@ def train():
         # A step with a non-finite loss or gradient is skipped; after this many in a row the run
         # stops.
         max_skipped_steps=10,
+        # A loss that is so many median absolute deviations above the median of the last
+        # spike_window (at most 128) steps takes the run back to its last checkpoint; from there it
+        # leaves out the last spike_skip batches, that step's being the last of them. 0: never.
+        spike_threshold=0.0,
+        spike_window=128,
+        spike_skip=1,
         # Bits on GPUs need slower kernels; TPUs and CPUs give them anyway.
         deterministic=True,
     )
@@ -365,10 +371,25 @@ def checkpoint():
         keep_best=1,
         # Besides these, every n-th step is kept for ever. 0: none.
         keep_every_steps=0,
+        # Host memory that copies of arrays may take while they are written, GB for each process. A
+        # bound below a process's part of the state makes the run wait for the disk; the largest
+        # array's must fit. 0: no bound.
+        host_gb=0.0,
     )
 
 
-SECTIONS = (model, objective, data, mesh, optim, train, metrics, evaluate, checkpoint)
+def cluster():
+    return section(
+        # Of many processes: how long each waits for all at the start, and then how long one may be
+        # silent until the others end. As long as machines of one job may take to start.
+        timeout_seconds=300,
+        # Without a step for so long the run writes the stacks of its threads and exits with 75.
+        # Must be longer than any step, evaluation or save. 0: never.
+        watchdog_seconds=0,
+    )
+
+
+SECTIONS = (model, objective, data, mesh, optim, train, metrics, evaluate, checkpoint, cluster)
 
 
 def base():

@@ -270,7 +270,8 @@ def main(command):
     """Run command(argv) as this process: exit with 0, or with one line on stderr and a status.
 
     2: the user's mistake (UserError); 1: the run cannot go on (RunError), or the machine fails it;
-    130: interrupted. What is none of these is a bug in our code, and its traceback stays.
+    130: interrupted; 75: start it again (lm.cluster.processes.RESTART). What is none of these is a
+    bug in our code, and its traceback stays.
     """
     sys.exit(_status(command, sys.argv[1:]))
 

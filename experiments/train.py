@@ -4,6 +4,8 @@
 
 The workdir gets config.json, tokenizer.json, metrics.jsonl, environment.json, checkpoints and
 curve.png, and is all that generate and lm.load need. SIGTERM or Ctrl-C: the run saves and ends.
+Of many processes each is started so; Slurm, Kubernetes, TPU pods and Open MPI say who they are, or
+else --coordinator, --num_processes and --process_id do. Exit code 75: start it again.
 """
 
 import dataclasses
@@ -12,18 +14,25 @@ import functools
 import json
 import os
 import sys
-from contextlib import closing, contextmanager
+import time
+from contextlib import closing, contextmanager, nullcontext
 
 from experiments import cli
 from lm.cluster.memory import keep_freed_memory
+from lm.cluster.processes import together
 from lm.config import Config, build, differences, resolve
-from lm.errors import UserError, require
+from lm.errors import RunError, UserError, require
 from lm.paths import as_path, is_url, write
 
 flags = cli.Parser(__doc__)
 flags.add_argument(
     "--workdir", required=True, metavar="FOLDER", help="where the run is kept, new or to resume"
 )
+flags.add_argument(
+    "--coordinator", metavar="HOST:PORT", help="of many processes, where process 0 is"
+)
+flags.add_argument("--num_processes", metavar="N", help="how many there are")
+flags.add_argument("--process_id", metavar="I", help="which of them this is, from 0")
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -37,9 +46,13 @@ def train(argv):
     if arguments.config.train.deterministic and DETERMINISTIC not in xla_flags:
         os.environ["XLA_FLAGS"] = f"{xla_flags} {DETERMINISTIC}"
     keep_freed_memory()
-    data, config = open_run(workdir, arguments.config)
-    print(cli.describe(config), flush=True)
-    run(workdir, data, config)
+    members = arguments.coordinator, arguments.num_processes, arguments.process_id
+    with together(*members, arguments.config.cluster.timeout_seconds) as processes:
+        with processes.first_process_first():  # it builds the token store that the others open
+            data, config = open_run(workdir, arguments.config)
+        if processes.index == 0:
+            print(cli.describe(config), flush=True)
+        run(workdir, data, config, processes)
 
 
 def open_run(workdir, keys):
@@ -99,16 +112,19 @@ def read_config(workdir):
     return saved
 
 
-def run(workdir, data, config):
+def run(workdir, data, config, processes):
     """Train in a workdir from its newest checkpoint, or from the first step, to the end.
 
-    What is wrong with the configuration is said before anything is written.
+    What is wrong with the configuration is said before anything is written. Process 0 writes all
+    but the checkpoints, of which each process writes its part.
     """
     import jax
 
     from lm.checkpoint import Checkpoints
+    from lm.cluster.hosts import Hosts
     from lm.cluster.signals import interruptions
-    from lm.data.loader import Batches, place, prefetch
+    from lm.cluster.watchdog import Watchdog
+    from lm.data.loader import Batches, place
     from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
     from lm.nn.transformer import Transformer
     from lm.objectives.builder import make_examples
@@ -116,7 +132,6 @@ def run(workdir, data, config):
     from lm.track.profiler import Profiler
     from lm.track.progress import Progress
     from lm.train.loop import Hooks
-    from lm.train.loop import train as train_loop
     from lm.train.state import abstract_state, initial_state
     from lm.train.step import make_train_step
 
@@ -132,41 +147,73 @@ def run(workdir, data, config):
     evaluate = evaluator(model, config, data, mesh, examples)
     template = abstract_state(model, config, mesh)
     train_step = make_train_step(model, config, jax.tree.map(lambda leaf: leaf.sharding, template))
+    processes.workdir, writes = workdir, processes.index == 0
     with (
-        alone(workdir),
+        alone(workdir) if writes else nullcontext(),
         use_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
         interruptions() as signals,
     ):
+        say = functools.partial(print, flush=True) if writes else lambda line: None
         restored = checkpoints.restore(template)
         state = restored[1] if restored else initial_state(model, config, mesh)
         if restored:
-            print(f"resumed from {workdir / 'checkpoints' / str(restored[0])}", flush=True)
+            say(f"resumed from {workdir / 'checkpoints' / str(restored[0])}")
         first = int(state.step)
         if first < num_steps:
-            print("compiling the train step; its first metrics follow", flush=True)
+            say("compiling the train step; its first metrics follow")
         make = functools.partial(
             place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
         )
+        hosts = None
+        if len(processes.hosts) > 1:
+            hosts = train_step = signals = Hosts(train_step, mesh, signals, processes)
+        sinks = metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
         with (
-            MetricsWriter(
-                workdir, metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
-            ) as writer,
-            Progress(num_steps, first) as progress,
+            MetricsWriter(workdir, *sinks) if writes else nullcontext() as writer,
+            Progress(num_steps, first, quiet=not writes) as progress,
             closing(Profiler(workdir, metrics.profile_start, metrics.profile_stop)) as profiler,
-            closing(prefetch(make, range(first, num_steps), config.data.prefetch)) as stream,
+            closing(Watchdog(config.cluster.watchdog_seconds, processes.stacks)) as watchdog,
+            processes.telling(),
         ):
-            write_start(workdir, data, config)
-            hooks = Hooks(
-                log=logger(config, mesh, first, writer, progress, examples),
-                evaluate=evaluate,
-                # What came before a checkpoint is not logged again.
-                save=lambda *state: (writer.flush(), checkpoints.save(*state)),
-                profile=profiler,
-                interrupted=lambda: signals.requested,
-            )
-            state, why = train_loop(state, train_step, stream, config, hooks)
-    finish(workdir, first, int(state.step), config, why)
+            if writes:
+                write_start(workdir, data, config, processes.hosts)
+            step = watchdog.watching(train_step)
+            while True:
+                hooks = Hooks(
+                    log=logger(config, mesh, int(state.step), writer, progress, examples, hosts),
+                    evaluate=evaluate,
+                    save=timed(checkpoints, writer),
+                    profile=profiler,
+                    interrupted=lambda: signals.requested,
+                )
+                state, why, spike = until_spike(state, step, make, config, hooks)
+                if spike is None:
+                    break
+                state, numbers = taken_back(checkpoints, template, spike.step, config)
+                say(f"{spike}; back to step {int(state.step)}, without batches {numbers}")
+                if writer is not None:
+                    writer.write(spike.step, {"data/skipped_batches": numbers})
+    if writes:
+        finish(workdir, first, int(state.step), config, why)
+
+
+def until_spike(state, step, make, config, hooks):
+    """(state, why, None) of the train loop from a state, or (None, None, the Spike)."""
+    import numpy as np
+
+    from lm.data.loader import batch_number, prefetch
+    from lm.train.loop import Spike
+    from lm.train.loop import train as train_loop
+
+    skipped = np.asarray(state.variables["skipped_batches"])
+    steps = range(int(state.step), config.train.num_steps)
+    batches = prefetch(lambda step: make(batch_number(step, skipped)), steps, config.data.prefetch)
+    with closing(batches):
+        try:
+            return *train_loop(state, step, batches, config, hooks), None
+        except Spike as spike:  # without what it would keep in memory, the state
+            return None, None, spike.with_traceback(None)
 
 
 @contextmanager
@@ -191,18 +238,22 @@ def alone(workdir):
         os.close(folder)
 
 
-def write_start(workdir, data, config):
+def write_start(workdir, data, config, hosts):
     """What generate and lm.load need besides a checkpoint, and what this start runs on."""
     from lm.track.environment import write_environment
 
     data.tokenizer.save(workdir)
     write(workdir / "config.json", json.dumps(content(data, config), indent=2) + "\n")
-    write_environment(workdir)
+    write_environment(workdir, hosts)
 
 
-def logger(config, mesh, first, writer, progress, examples=None):
-    """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed."""
+def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
+    """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed.
+
+    Without a writer nowhere; hosts: as of lm.cluster.hosts, where there are several processes.
+    """
     from lm.chips import peak_flops
+    from lm.cluster.hosts import peak_gib
     from lm.flops import training_flops_per_token
     from lm.track.experts import DeadExperts
     from lm.track.throughput import Throughput
@@ -220,6 +271,8 @@ def logger(config, mesh, first, writer, progress, examples=None):
     dead_experts = DeadExperts()
 
     def log(step, values):
+        if writer is None:
+            return
         if "loss" in values:
             high, low = values["fingerprint"]
             if "expert_counts" in values:
@@ -235,11 +288,69 @@ def logger(config, mesh, first, writer, progress, examples=None):
                 **{name: x for name, x in values.items() if name.startswith("experts/")},
                 **{f"train/{name}": x for name, x in values.items() if name.endswith("_loss")},
                 **throughput(step),
+                "hosts/peak_gib": peak_gib(),
             }
+            if hosts is not None:
+                of_hosts, slow = hosts.metrics()
+                values |= of_hosts
+                if slow:
+                    print(f"step {step}: {slow}", file=sys.stderr, flush=True)
         writer.write(step, values)
         progress(step, values)
 
     return log
+
+
+def taken_back(checkpoints, template, step, config):
+    """(state, numbers): the last checkpoint's, told to leave out the batches up to that of `step`.
+
+    Raises RunError if there is no checkpoint, or no room for more batches in the state.
+    """
+    import jax
+    import numpy as np
+
+    from lm.data.loader import batch_number
+
+    restored = checkpoints.restore(template)
+    spike = f"the loss of step {step} stands out by train.spike_threshold"
+    if restored is None:
+        raise RunError(
+            f"{spike}, and there is no checkpoint to go back to; make checkpoint.every_steps "
+            f"{step} or less, or the threshold larger."
+        )
+    start, state = restored
+    former = np.asarray(state.variables["skipped_batches"])
+    known = former[former < np.iinfo(np.int32).max]
+    steps = range(max(start, step + 1 - config.train.spike_skip), step + 1)
+    numbers = [batch_number(step, known) for step in steps]
+    if len(known) + len(numbers) > len(former):
+        raise RunError(
+            f"{spike}, and {len(known)} batches are left out already, of at most {len(former)}; "
+            "make the threshold larger, or optim.peak_lr smaller in a new run."
+        )
+    skipped = former.copy()
+    skipped[len(known) : len(known) + len(numbers)] = numbers
+    placed = jax.device_put(np.sort(skipped), state.variables["skipped_batches"].sharding)
+    variables = {**state.variables, "skipped_batches": placed}
+    return dataclasses.replace(state, variables=variables), " ".join(map(str, numbers))
+
+
+def timed(checkpoints, writer):
+    """checkpoints.save, which with a writer logs how long the run waited, and how long it took."""
+
+    def save(step, *saved):
+        if writer is not None:
+            writer.flush()  # what came before a checkpoint is not logged again
+        began = time.perf_counter()
+        checkpoints.save(step, *saved)
+        if writer is None:
+            return
+        writer.write(step - 1, {"save/blocked_seconds": time.perf_counter() - began})
+        while checkpoints.seconds:  # of the save before this one, or of this one if it was awaited
+            done, seconds = checkpoints.seconds.popitem()
+            writer.write(done - 1, {"save/seconds": seconds})
+
+    return save
 
 
 def evaluator(model, config, data, mesh, examples):

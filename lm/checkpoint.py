@@ -24,6 +24,7 @@ import math
 import os
 import re
 import sys
+import time
 import warnings
 import zlib
 
@@ -63,6 +64,7 @@ class Checkpoints:
         self._config = config
         self._damaged = set()
         self._pending = None
+        self.seconds = {}  # of saves that are on disk, {step: from the call of save to then}
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if config is not None and _is_first_process():
             paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
@@ -89,6 +91,7 @@ class Checkpoints:
         Raises RunError if this checkpoint, or the one saved before it, cannot be written.
         """
         self.wait()
+        began = time.perf_counter()
         if _of_first_process(step in self.steps() and step not in self._damaged):
             return
         arrays, entries = {}, {}
@@ -104,7 +107,7 @@ class Checkpoints:
                 self._delete(step)
             request = _orbax().args.PyTreeSave(_nested(arrays))
             self._saver.save(self._partial(step) / "state", args=request)
-        commit = self._background.submit(self._commit, step, entries, checksums, metrics)
+        commit = self._background.submit(self._commit, step, entries, checksums, metrics, began)
         self._pending = step, commit
         if wait:
             self.wait()
@@ -196,13 +199,18 @@ class Checkpoints:
     def _saver(self):
         # Processes share the writing of copied arrays; for one alone, cutting them up only costs.
         ocp, share = _orbax(), _process()[1] > 1
+        assert self._config is not None, "opened for reading only"
         handlers = ocp.type_handlers.create_type_handler_registry(
             (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=share))
         )
         # Weights and moments are close to noise: compression saves 8% of the bytes for more time.
         in_place = ocp.path.atomicity.CommitFileTemporaryPath if is_url(self.folder) else None
         return ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers),
+            ocp.PyTreeCheckpointHandler(
+                use_compression=False,
+                type_handler_registry=handlers,
+                save_device_host_concurrent_gb=self._config.host_gb or None,
+            ),
             temporary_path_class=in_place,
         )
 
@@ -228,7 +236,7 @@ class Checkpoints:
                 f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
             ) from error
 
-    def _commit(self, step, entries, checksums, metrics):
+    def _commit(self, step, entries, checksums, metrics, began):
         """In the background: let Orbax finish, add the manifest, rename, delete what is old."""
         self._saver.wait_until_finished()
         if not _is_first_process():
@@ -241,6 +249,7 @@ class Checkpoints:
         write(partial / MANIFEST, content)
         if not is_url(partial):
             partial.rename(self.folder / str(step))
+        self.seconds[step] = time.perf_counter() - began
         self._prune(step)
 
     def _prune(self, saved):
@@ -457,7 +466,8 @@ def _check_fit(path, entries, targets, partial):
     more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
     require(
         not differences,
-        f"The checkpoint {path} is of another model: {'; '.join(differences[:4])}{more}. "
+        f"The checkpoint {path} is of another model, or version of lm: "
+        f"{'; '.join(differences[:4])}{more}. "
         "Use the config it was trained with, or another workdir.",
     )
 

@@ -225,12 +225,19 @@ class TrainConfig:
     seed: int
     accumulation_steps: int
     max_skipped_steps: int
+    spike_threshold: float
+    spike_window: int
+    spike_skip: int
     deterministic: bool
 
     def __post_init__(self):
-        for key in ("num_steps", "accumulation_steps", "max_skipped_steps"):
+        for key in ("num_steps", "accumulation_steps", "max_skipped_steps", "spike_skip"):
             value = getattr(self, key)
             require(value >= 1, f"train.{key}={value} is not possible; it must be 1 or more.")
+        value = self.spike_threshold
+        require(value >= 0, f"train.spike_threshold={value} must be 0 (never) or more.")
+        value = self.spike_window
+        require(1 < value <= 128, f"train.spike_window={value} must be from 2 to 128.")
         require(0 <= self.seed < 2**31, f"train.seed={self.seed} must be in [0, 2**31).")
 
 
@@ -268,12 +275,24 @@ class CheckpointConfig:
     keep_last: int
     keep_best: int
     keep_every_steps: int
+    host_gb: float
 
     def __post_init__(self):
-        for key in ("every_steps", "keep_best", "keep_every_steps"):
+        for key in ("every_steps", "keep_best", "keep_every_steps", "host_gb"):
             value = getattr(self, key)
             require(value >= 0, f"checkpoint.{key}={value} must be 0 or more.")
         require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be 1 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    timeout_seconds: int
+    watchdog_seconds: int
+
+    def __post_init__(self):
+        for key, least in (("timeout_seconds", 1), ("watchdog_seconds", 0)):
+            value = getattr(self, key)
+            require(value >= least, f"cluster.{key}={value} must be {least} or more.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +308,7 @@ class Config:
     metrics: MetricsConfig
     evaluate: EvaluateConfig
     checkpoint: CheckpointConfig
+    cluster: ClusterConfig
 
     def __post_init__(self):
         parts = self.train.accumulation_steps
@@ -490,8 +510,9 @@ def _made(kind, value, path):
 # computes. data.path and data.cache may move because the content itself is compared (`data_key` in
 # config.json).
 FREE = (
-    *("mesh", "metrics", "evaluate", "checkpoint"),
+    *("mesh", "metrics", "evaluate", "checkpoint", "cluster"),
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
+    *("train.spike_threshold", "train.spike_window", "train.spike_skip"),
     *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
     *("model.scan_layers", "model.remat", "model.offload", "objective.logits_chunk"),
     *("optim.shard_moments", "optim.offload_moments"),

@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def config(keep_last=100, keep_best=0, keep_every_steps=0):
-    return CheckpointConfig(1, keep_last, keep_best, keep_every_steps)
+    return CheckpointConfig(1, keep_last, keep_best, keep_every_steps, 0.0)
 
 
 def mesh_of(shape, kind=AxisType.Explicit):
@@ -143,7 +143,7 @@ def test_one_device_inspects_and_reads_without_a_template(tmp_path):
 import jax, sys
 from lm.checkpoint import Checkpoints, describe, read
 from lm.config import CheckpointConfig
-Checkpoints("nowhere", CheckpointConfig(1, 1, 1, 1))
+Checkpoints("nowhere", CheckpointConfig(1, 1, 1, 1, 0.0))
 step, shapes, metrics = describe({str(tmp_path)!r})
 assert "orbax" not in sys.modules
 assert (step, metrics) == (5, {{"eval/loss": 1.5}})
@@ -204,7 +204,7 @@ def step(x):
     traced.append(x)
     return x + 1
 x = step(jnp.zeros(3))
-with Checkpoints("run", CheckpointConfig(1, 1, 1, 1)) as checkpoints:
+with Checkpoints("run", CheckpointConfig(1, 1, 1, 1, 0.0)) as checkpoints:
     assert "orbax" not in sys.modules
     checkpoints.save(1, {"x": x})
     step(x)
@@ -428,7 +428,7 @@ import sys
 import jax.numpy as jnp
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
-checkpoints = Checkpoints(sys.argv[1], CheckpointConfig(1, 2, 0, 0))
+checkpoints = Checkpoints(sys.argv[1], CheckpointConfig(1, 2, 0, 0, 0.0))
 step = max(checkpoints.steps(), default=0)
 while True:
     step += 1
@@ -474,7 +474,7 @@ values = np.arange(64, dtype=np.float32).reshape(8, 8)
 def on_mesh(add, spec):
     sharding = NamedSharding(mesh, spec)
     return {"w": jax.make_array_from_callback((8, 8), sharding, lambda index: values[index] + add)}
-with Checkpoints(folder, CheckpointConfig(1, 2, 0, 0)) as checkpoints:
+with Checkpoints(folder, CheckpointConfig(1, 2, 0, 0, 0.0)) as checkpoints:
     for step in (1, 2, 3):
         checkpoints.save(step, on_mesh(step, P(("data", "fsdp"))))
     checkpoints.wait()

@@ -37,7 +37,9 @@ def during_saves(state, train_step, batch, folder, saves):
         seconds.append(time.perf_counter() - start)
         return result
 
-    config = CheckpointConfig(every_steps=1, keep_last=1, keep_best=0, keep_every_steps=0)
+    config = CheckpointConfig(
+        every_steps=1, keep_last=1, keep_best=0, keep_every_steps=0, host_gb=0.0
+    )
     state, _ = train_step(state, batch)
     with Checkpoints(folder, config) as checkpoints:
         # The first save, not counted, also imports and compiles.

@@ -189,6 +189,16 @@ class ValidationBatches(Windows):
         return self.read(window_B, window_B, window_B, window_B)
 
 
+def batch_number(step, skipped):
+    """The number of the batch that a step reads: of those not in `skipped`, ascending, the step-th.
+
+    Left out are batches that a run was taken back before, see train.spike_threshold.
+    """
+    for number in skipped:
+        step += bool(number <= step)
+    return step
+
+
 def place(batches, step, sharding, accumulation=None):
     """The batch of a step as global jax.Arrays: (A, B / A, T), or (B, T) without accumulation.
 

@@ -19,7 +19,7 @@ VARIABLES = re.compile("(CUDA|JAX|LIBTPU|LM|NCCL|OMP|SLURM|TPU|XLA)_")
 SECRETS = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|JWT", re.IGNORECASE)
 
 
-def environment():
+def environment(hosts=None):
     """Versions, devices, commit of the code, variables that matter (no secrets), command, time."""
     import jax
 
@@ -27,7 +27,6 @@ def environment():
     return {
         "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.orig_argv,
-        "host": socket.gethostname(),
         "platform": platform.platform(),
         "versions": {
             "python": platform.python_version(),
@@ -37,6 +36,7 @@ def environment():
         "backend": jax.default_backend(),
         "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "processes": jax.process_count(),
+        "hosts": hosts or [socket.gethostname()],  # of each process
         "cores": os.cpu_count(),
         "variables": {
             name: value
@@ -46,7 +46,7 @@ def environment():
     }
 
 
-def write_environment(workdir):
+def write_environment(workdir, hosts=None):
     """Add this start to the list in workdir/environment.json; returns what was added."""
     path = as_path(workdir) / "environment.json"
     try:
@@ -54,7 +54,7 @@ def write_environment(workdir):
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); move it away.") from error
     require(isinstance(starts, list), f"{path} is not a list of starts; move it away.")
-    starts.append(environment())
+    starts.append(environment(hosts))
     write(path, json.dumps(starts, indent=2) + "\n")
     return starts[-1]
 

@@ -9,6 +9,16 @@ import jax
 from lm.errors import RunError
 
 
+class Spike(Exception):
+    """A loss stands out from those before it, see train.spike_threshold; no state is saved."""
+
+    def __init__(self, step, loss, deviations):
+        super().__init__(
+            f"the loss of step {step}, {loss:.4g}, is {deviations:.3g} deviations above the median"
+        )
+        self.step = step
+
+
 @dataclasses.dataclass(frozen=True)
 class Hooks:
     """What a run does besides training.
@@ -30,7 +40,8 @@ def train(state, train_step, batches, config, hooks):
 
     state: a TrainState, consumed. batches: an iterator of batches from state.step on. why: None
     or the signal's name; either way the last state is saved. Raises RunError after
-    train.max_skipped_steps steps in a row that were not finite; the last checkpoint then stands.
+    train.max_skipped_steps steps in a row that were not finite; the last checkpoint then stands,
+    as it does when Spike is raised.
     """
     first, last = int(state.step), config.train.num_steps - 1
     pending, metrics, why = None, None, None
@@ -76,3 +87,6 @@ def _report(pending, config, hooks):
             f"(loss {float(metrics['loss'])}); none was applied and the last checkpoint stands. "
             "A new run with a smaller optim.peak_lr or optim.clip_norm, or a longer warm-up, helps."
         )
+    threshold = config.train.spike_threshold
+    if threshold and metrics["spike"] > threshold:
+        raise Spike(step, float(metrics["loss"]), float(metrics["spike"]))

@@ -11,6 +11,9 @@ from lm.mesh import divided_over_data, use_mesh
 from lm.nn.params import abstract_parameters, drawn
 from lm.optim.optimizers import optimizer
 
+RECENT = 128  # steps
+MOST_SKIPPED = 128  # batches
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,9 @@ class TrainState:
     """All that training goes on from.
 
     step: the next one to run, int32. key: raw uint32 data of the root key of all its randomness.
-    variables: what is neither weight nor moment: how many steps were skipped, in all and in a row.
+    variables: what is neither weight nor moment: how many steps were skipped, in all and in a row;
+    the last losses, float32 (RECENT,), NaN before the first; the numbers of the batches that are
+    left out, int32 (MOST_SKIPPED,), ascending, filled up with the largest int32.
     """
 
     step: jax.Array
@@ -52,6 +57,8 @@ def _around(params, config):
         variables={
             "skipped_steps": jnp.zeros((), jnp.int32),
             "skipped_in_a_row": jnp.zeros((), jnp.int32),
+            "recent_losses": jnp.full(RECENT, jnp.nan, jnp.float32),
+            "skipped_batches": jnp.full(MOST_SKIPPED, jnp.iinfo(jnp.int32).max, jnp.int32),
         },
         key=jax.random.key_data(jax.random.key(config.train.seed + 1)),
     )

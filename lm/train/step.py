@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from lm.mesh import moved
 from lm.nn.params import bind
@@ -18,19 +19,22 @@ from lm.train.state import TrainState
 
 
 def make_train_step(model, config, state_shardings):
-    """step(state, batch) -> (state, metrics), compiled; the state given is consumed.
+    """step(state, batch, hosts=None) -> (state, metrics), compiled; the state given is consumed.
 
     batch: dict of (A, B/A, T); A parts run one after the other and their gradients are summed.
     metrics: scalars on the device: loss (mean cross-entropy in nats), grad_norm, lr, fingerprint
-    (uint32, 2), the skip counts, means of other losses that the objective has and, with experts,
-    expert_counts (layers with experts, experts) and what `expert_metrics` gives.
+    (uint32, 2), the skip counts, with train.spike_threshold spike (how many median absolute
+    deviations the loss is above the median of the last losses, NaN until there are enough), means
+    of other losses that the objective has and, with experts, expert_counts (layers with experts,
+    experts) and what `expert_metrics` gives. hosts, with a row for each device: see
+    lm.cluster.hosts.
     """
     transform = optimizer(config.optim)
     # Where the update of each parameter is computed: where its moments are, on the device.
     moments = optax.tree.get(state_shardings.opt_state, "mu")
     on_device = jax.tree.map(_on_device, state_shardings.opt_state)
 
-    def train_step(state, batch):
+    def train_step(state, batch, hosts=None):
         (nll, others), grads = gradients(model, config, state, batch)
         routed = others.pop("routed")
         opt_state, params = state.opt_state, state.params
@@ -48,21 +52,29 @@ def make_train_step(model, config, state_shardings):
         finite = jnp.isfinite(nll) & jnp.isfinite(grad_norm)
         # A step that is not finite leaves everything as it was but the step number and the count.
         keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        variables = {
+        skips = {
             "skipped_steps": state.variables["skipped_steps"] + ~finite,
             "skipped_in_a_row": jnp.where(finite, 0, state.variables["skipped_in_a_row"] + 1),
         }
+        losses, loss = state.variables["recent_losses"], nll.astype(jnp.float32)
+        last_losses = keep(jnp.append(losses[1:], loss), losses)
         new_state = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(new_opt_state, opt_state),
-            variables=variables,
+            variables={**state.variables, **skips, "recent_losses": last_losses},
             key=state.key,
         )
-        metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, **variables}
+        metrics = {"loss": nll, "grad_norm": grad_norm, "lr": lr, **skips}
+        if config.train.spike_threshold:
+            window = losses[-config.train.spike_window :]
+            above = loss - jnp.median(window)
+            metrics["spike"] = above / jnp.median(jnp.abs(window - jnp.median(window)))
         metrics |= {"fingerprint": fingerprint(batch), **others}
         if routed:
             metrics |= {"expert_counts": routed["count_E"], **expert_metrics(routed)}
+        if hosts is not None:
+            metrics["hosts"] = jax.sharding.reshard(hosts, P())
         return new_state, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))

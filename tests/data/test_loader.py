@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.data.loader import Batches, ValidationBatches, place, prefetch
+from lm.data.loader import Batches, ValidationBatches, batch_number, place, prefetch
 from lm.data.store import MixedStore, TokenStore
 from lm.errors import UserError
 
@@ -438,3 +438,10 @@ def test_what_examples_cannot_do_is_one_line(config):
         with pytest.raises(UserError, match=message) as caught:
             make()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("skipped", [[], [0], [3], [0, 1, 2], [2, 3, 7], [5, 6, 40]])
+def test_steps_read_the_batches_that_are_not_left_out(skipped):
+    read = [number for number in range(60) if number not in skipped]
+    padded = [*skipped, *[np.iinfo(np.int32).max] * 4]
+    assert [batch_number(step, padded) for step in range(50)] == read[:50]

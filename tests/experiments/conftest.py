@@ -68,11 +68,13 @@ class Tiny:
                 status = cli._status(train, self.arguments(workdir, keys))
         return status, out.getvalue(), err.getvalue()
 
-    def start(self, workdir, keys=(), devices=8, **environment):
-        """The command as a process of its own."""
+    def start(self, workdir, keys=(), devices=8, flags=(), code=None, **environment):
+        """The command as a process of its own; code: Python to run in its place."""
+        command = ["-m", "experiments.train"] if code is None else ["-c", code]
+        arguments = [*flags, *self.arguments(workdir, keys)]
         flags = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", *self.arguments(workdir, keys)],
+            [sys.executable, *command, *arguments],
             cwd=ROOT,
             env={**os.environ, "LM_CACHE": str(self.cache), "XLA_FLAGS": flags, **environment},
             stdout=subprocess.PIPE,

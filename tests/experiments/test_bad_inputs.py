@@ -163,7 +163,7 @@ def damage_every_checkpoint(workdir):
 
 
 def save_another_model(workdir):
-    with Checkpoints(workdir / "checkpoints", CheckpointConfig(1, 9, 9, 0)) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", CheckpointConfig(1, 9, 9, 0, 0.0)) as checkpoints:
         checkpoints.save(99, {"params": {"embed": {"table_VD": jnp.zeros((7, 5))}}})
 
 

@@ -20,8 +20,9 @@ from lm.track.metrics import read_metrics
 
 LOGGED = {
     *("step", "train/loss", "train/grad_norm", "train/lr", "train/skipped_steps"),
-    *("train/tokens_per_second", "data/fingerprint"),
+    *("train/tokens_per_second", "data/fingerprint", "hosts/peak_gib"),
 }
+SAVED = {"save/blocked_seconds", "save/seconds"}
 EVALUATED = {"eval/loss", "eval/bits_per_byte"}
 CHECKPOINTS = [4, 8, 12, 16, 20, 24]
 CUBE = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
@@ -53,7 +54,9 @@ def test_a_workdir_holds_all_that_a_run_is(finished, tiny):
     rows = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == [*range(24)]
     for row in rows:
-        assert {*row} == LOGGED | (EVALUATED if row["step"] in (7, 15, 23) else set())
+        evaluated = EVALUATED if row["step"] in (7, 15, 23) else set()
+        assert {*row} == LOGGED | evaluated | (SAVED if row["step"] + 1 in CHECKPOINTS else set())
+        assert row.get("save/blocked_seconds", 0) <= row.get("save/seconds", 0)
     names = ("checkpoints", "config.json", "curve.png", "environment.json", "metrics.jsonl")
     assert sorted(path.name for path in finished.iterdir()) == [*names, "tokenizer.json"]
     assert steps(finished) == CHECKPOINTS

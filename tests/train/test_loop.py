@@ -9,7 +9,7 @@ import pytest
 from configs.base import base
 from lm.config import resolve
 from lm.errors import RunError
-from lm.train.loop import Hooks, due, train
+from lm.train.loop import Hooks, Spike, due, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +18,9 @@ class State:
     params: str
 
 
-def config_of(num_steps, log=1, evaluate=0, save=0, skipped=2):
+def config_of(num_steps, log=1, evaluate=0, save=0, skipped=2, spike=0.0):
     config = base()
-    config.train.update(num_steps=num_steps, max_skipped_steps=skipped)
+    config.train.update(num_steps=num_steps, max_skipped_steps=skipped, spike_threshold=spike)
     config.optim.schedule = "constant"
     config.metrics.every_steps, config.evaluate.every_steps = log, evaluate
     config.checkpoint.every_steps = save
@@ -28,7 +28,7 @@ def config_of(num_steps, log=1, evaluate=0, save=0, skipped=2):
 
 
 def events_of(config, first=0, broken=(), signal_at=None):
-    """(what train returns, or the RunError; the events in order), of a step that only counts.
+    """(what train returns or raises; the events in order), of a step that only counts.
 
     broken: steps that are not finite. signal_at: the step during which SIGTERM comes.
     """
@@ -42,6 +42,7 @@ def events_of(config, first=0, broken=(), signal_at=None):
         in_a_row = 0 if finite else in_a_row + 1
         loss = float(state.step) if finite else np.nan
         metrics = {"loss": np.float32(loss), "skipped_in_a_row": np.int32(in_a_row)}
+        metrics["spike"] = np.float32(state.step if state.step > 4 else np.nan)
         return State(state.step + 1, f"params {state.step + 1}"), metrics
 
     def evaluate(params):
@@ -63,7 +64,7 @@ def events_of(config, first=0, broken=(), signal_at=None):
     batches = (f"batch {number}" for number in itertools.count(first))
     try:
         ended = train(State(first, f"params {first}"), step, batches, config, hooks)
-    except RunError as error:
+    except (RunError, Spike) as error:
         ended = error
     return ended, events
 
@@ -142,3 +143,14 @@ def test_steps_that_are_not_finite_but_few_are_survived():
 def test_due(every, steps_due):
     assert [step for step in range(4) if due(every, step, False)] == steps_due
     assert due(every, 1, True)
+
+
+def test_a_spike_is_raised_before_it_is_saved():
+    """Steps 5 and on are as many deviations off as their number."""
+    spike, events = events_of(config_of(12, log=100, save=1, spike=7.5))
+    assert (spike.step, steps("save", events)) == (8, [*range(1, 9)])
+    assert steps("log", events) == [0]
+    spike, events = events_of(config_of(12, save=0, spike=7.5))
+    assert (spike.step, steps("step", events)[-1], steps("save", events)) == (8, 9, [])
+    ended, _ = events_of(config_of(12, spike=11.5))
+    assert ended == (State(12, "params 12"), None)

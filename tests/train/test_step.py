@@ -66,6 +66,27 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts():
     assert (int(metrics["skipped_in_a_row"]), int(metrics["skipped_steps"])) == (0, 1)
 
 
+def test_a_spike_is_measured_from_the_losses_of_the_steps_before():
+    config, mesh = config_of(), one_device()
+    guard = dataclasses.replace(config.train, spike_threshold=9.0, spike_window=4)
+    config = dataclasses.replace(config, train=guard)
+    state, step = start(config, mesh)
+    losses, spikes = [], []
+    for seed in range(8):
+        state, metrics = step(state, batch_of(mesh, seed=seed))
+        losses.append(float(metrics["loss"]))
+        spikes.append(float(metrics["spike"]))
+    assert np.isnan(spikes[:4]).all()
+    for number in range(4, 8):
+        window = np.array(losses[number - 4 : number])
+        deviation = np.median(np.abs(window - np.median(window)))
+        expected = (losses[number] - np.median(window)) / deviation
+        assert spikes[number] == pytest.approx(expected, rel=1e-3)
+    recent = np.asarray(state.variables["recent_losses"])
+    assert recent[-8:].tolist() == losses
+    assert np.isnan(recent[:-8]).all()
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_parts_are_the_whole_batch(parts):
     mesh, states = one_device(), []
