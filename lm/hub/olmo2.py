@@ -2,14 +2,17 @@
 
 from lm.hub.family import Family
 from lm.hub.gemma import SANDWICH
-from lm.hub.keys import Rope, altered
-from lm.hub.llama import ALWAYS, ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, SIZES
+from lm.hub.keys import Rope
+from lm.hub.llama import ALWAYS, ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, sizes
 from lm.hub.tensors import Tensor
 
 OLMO2 = Family(
     model_type="olmo2",
     architectures={"Olmo2ForCausalLM": {}},
-    keys=(*altered(SIZES, vocab_size=50304, rms_norm_eps=1e-5), Rope(), ATTENTION_BIAS),
+    keys=(
+        *sizes(50304, 2048, 4096, 32, 32, None, 11008, rms_norm_eps=1e-5),
+        *(Rope(), ATTENTION_BIAS),
+    ),
     always={**ALWAYS, "norm_placement": "output", "query_key_norm": "full"},
     tensors=(
         *(*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD),

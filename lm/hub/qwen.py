@@ -1,7 +1,7 @@
 """Qwen 2 (arXiv:2407.10671) and 3 (arXiv:2505.09388), dense and with experts."""
 
 from lm.hub.family import Family
-from lm.hub.keys import Key, Rope, Windows, altered, checked
+from lm.hub.keys import Key, Rope, Windows, checked
 from lm.hub.llama import (
     ALWAYS,
     ATTENTION,
@@ -10,19 +10,17 @@ from lm.hub.llama import (
     FEEDFORWARD,
     LAYER,
     PRE_NORMS,
-    SIZES,
     TENSORS,
+    gated,
+    sizes,
 )
 from lm.hub.mistral import FUSED, ROUTER, experts
-from lm.hub.tensors import Tensor
+from lm.hub.tensors import Tensor, plain
 
-QWEN_SIZES = altered(
-    SIZES, vocab_size=151936, intermediate_size=22016, max_position_embeddings=32768
-)
-QWEN2_SIZES = altered(QWEN_SIZES, num_key_value_heads=32)
+SIZES = (151936, 32768, 4096, 32, 32, 32, 22016)
 NORMS = (
-    Tensor(LAYER + "self_attn.q_norm.weight", {"layers/attention/query_norm/scale_H": "H"}),
-    Tensor(LAYER + "self_attn.k_norm.weight", {"layers/attention/key_norm/scale_H": "H"}),
+    plain(LAYER + "self_attn.q_norm.weight", "layers/attention/query_norm/scale_H"),
+    plain(LAYER + "self_attn.k_norm.weight", "layers/attention/key_norm/scale_H"),
 )
 
 
@@ -45,7 +43,7 @@ WINDOWS = Windows(4096, late, switch="use_sliding_window")
 QWEN2 = Family(
     model_type="qwen2",
     architectures={"Qwen2ForCausalLM": {}},
-    keys=(*QWEN2_SIZES, Rope(), WINDOWS),
+    keys=(*sizes(*SIZES), Rope(), WINDOWS),
     always={**ALWAYS, "qkv_bias": True},
     tensors=TENSORS,
 )
@@ -53,7 +51,7 @@ QWEN2 = Family(
 QWEN3 = Family(
     model_type="qwen3",
     architectures={"Qwen3ForCausalLM": {}},
-    keys=(*altered(QWEN2_SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
+    keys=(*sizes(*SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
     always={**ALWAYS, "query_key_norm": "head"},
     tensors=(*TENSORS, *NORMS),
 )
@@ -72,12 +70,8 @@ def routing(chosen, count, width):
 
 
 EXPERTS = (ROUTER, *experts(LAYER + "mlp.experts", "gate_proj", "up_proj", "down_proj"))
-SHARED = LAYER + "mlp.shared_expert."
-SHARED_EXPERT = (
-    Tensor(SHARED + "gate_proj.weight", {"layers/experts/shared/gate_DF": "F,D"}),
-    Tensor(SHARED + "up_proj.weight", {"layers/experts/shared/up_DF": "F,D"}),
-    Tensor(SHARED + "down_proj.weight", {"layers/experts/shared/down_FD": "D,F"}),
-    Tensor(LAYER + "mlp.shared_expert_gate.weight", {"layers/experts/shared_gate_D": "1,D"}),
+SHARED_GATE = Tensor(
+    LAYER + "mlp.shared_expert_gate.weight", {"layers/experts/shared_gate_D": "1,D"}
 )
 MIXED = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD, *EXPERTS)
 
@@ -85,14 +79,7 @@ QWEN2_MOE = Family(
     model_type="qwen2_moe",
     architectures={"Qwen2MoeForCausalLM": {}},
     keys=(
-        *altered(
-            QWEN_SIZES,
-            hidden_size=2048,
-            intermediate_size=5632,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            num_key_value_heads=16,
-        ),
+        *sizes(151936, 32768, 2048, 24, 16, 16, 5632),
         Rope(),
         Windows(4096, early, switch="use_sliding_window"),
         Key("qkv_bias", "qkv_bias", True),
@@ -101,7 +88,7 @@ QWEN2_MOE = Family(
     ),
     always={**ALWAYS, "shared_expert_gate": True},
     required={"mlp_only_layers": []},
-    tensors=(*MIXED, *SHARED_EXPERT),
+    tensors=(*MIXED, SHARED_GATE, *gated(LAYER + "mlp.shared_expert.", "layers/experts/shared/")),
     fused=FUSED,
 )
 
@@ -109,13 +96,7 @@ QWEN3_MOE = Family(
     model_type="qwen3_moe",
     architectures={"Qwen3MoeForCausalLM": {}},
     keys=(
-        *altered(
-            QWEN_SIZES,
-            hidden_size=2048,
-            intermediate_size=6144,
-            num_hidden_layers=24,
-            num_key_value_heads=4,
-        ),
+        *sizes(151936, 32768, 2048, 24, 32, 4, 6144),
         *(Rope(), ATTENTION_BIAS, Windows(4096, switch="use_sliding_window")),
         *routing(8, 128, 768),
     ),

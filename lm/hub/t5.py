@@ -4,7 +4,7 @@ has experts in place of some feed-forwards.
 
 from lm.hub.family import Family
 from lm.hub.keys import ACTIVATIONS, Key, altered
-from lm.hub.tensors import Tensor, attention, linear
+from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
 
 DROPOUTS = ("embedding", "attention", "residual", "activation", "final")
 SIZES = (
@@ -21,7 +21,6 @@ SIZES = (
 )
 ALWAYS = {
     "stack": "encoder_decoder",
-    "num_kv_heads": lambda model: model["num_heads"],
     "position": "buckets",
     "norm": "rms_norm",
     "norm_bias": False,
@@ -46,23 +45,23 @@ def stack(name, start, last, rows):
     # The layers share it; in the files it is the first one's.
     bias = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return (
-        Tensor(bias, {f"{start}positions/table_RN": "R,N"}),
-        Tensor(f"{block}0.layer_norm.weight", {f"{layers}attention_norm/scale_D": "D"}),
+        plain(bias, f"{start}positions/table_RN"),
+        *norm(f"{block}0.layer_norm", f"{layers}attention_norm"),
         *attention(f"{block}0.SelfAttention.", f"{layers}attention/", "qkvo"),
         Tensor(f"{block}{last}.layer_norm.weight", {f"{layers}feedforward_norm/scale_D": "D"}),
         *rows(f"{block}{last}.", layers),
-        Tensor(f"{name}.final_layer_norm.weight", {f"{start}final_norm/scale_D": "D"}),
+        *norm(f"{name}.final_layer_norm", f"{start}final_norm"),
     )
 
 
 def tensors(rows):
     cross = "decoder.block.{layer}.layer.1."
     return (
-        Tensor("shared.weight", {"embed/table_VD": "V,D"}),
+        plain("shared.weight", "embed/table_VD"),
         *(*stack("encoder", "encoder/", 1, rows), *stack("decoder", "", 2, rows)),
-        Tensor(f"{cross}layer_norm.weight", {"layers/cross_attention_norm/scale_D": "D"}),
+        *norm(f"{cross}layer_norm", "layers/cross_attention_norm"),
         *attention(f"{cross}EncDecAttention.", "layers/cross_attention/", "qkvo"),
-        Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
+        matrix("lm_head.weight", "head/kernel_DV"),
     )
 
 
@@ -82,9 +81,9 @@ def sparse(start, layers):
     expert = f"{start}mlp.experts.expert_{{expert}}."
     return (
         *dense(start, layers, "mlp."),
-        *linear(f"{start}mlp.router.classifier", (f"{layers}experts/router_DE", "E,D")),
-        Tensor(f"{expert}wi.weight", {f"{layers}experts/up_EDF": "F,D"}),
-        Tensor(f"{expert}wo.weight", {f"{layers}experts/down_EFD": "D,F"}),
+        *linear(f"{start}mlp.router.classifier", f"{layers}experts/router_DE"),
+        matrix(f"{expert}wi.weight", f"{layers}experts/up_EDF"),
+        matrix(f"{expert}wo.weight", f"{layers}experts/down_EFD"),
     )
 
 
