@@ -36,11 +36,7 @@ base_uncased = common.preset("base_uncased", 110_106_428, sized, 30_522)
 large_uncased = common.preset("large_uncased", 336_226_108, sized, 30_522, *LARGE)
 base_cased = common.preset("base_cased", 108_932_934, sized, 28_996)
 large_cased = common.preset("large_cased", 334_661_958, sized, 28_996, *LARGE)
-
-
-def tiny():
-    """144,130 parameters, of the same shape, trained in seconds on a CPU."""
-    return common.tiny_encoder(base_uncased())
+tiny = common.tiny_preset(base_uncased, 144_130, shrink=common.tiny_encoder)
 
 
 def tiny_electra():

@@ -36,11 +36,6 @@ modernbert_base = common.preset(
 modernbert_large = common.preset(
     "modernbert_large", 395_881_664, sized, 28, 1024, 16, 2624, 5e-4, 4928
 )
-
-
-def tiny():
-    """177,280 parameters, of the same shape, trained in seconds on a CPU: windows of 16."""
-    return common.tiny_encoder(modernbert_base(), num_layers=4, d_ff=96, window=16)
-
-
+TINY = {"num_layers": 4, "d_ff": 96, "window": 16}
+tiny = common.tiny_preset(modernbert_base, 177_280, shrink=common.tiny_encoder, **TINY)
 get_config = presets(modernbert_base, modernbert_large, tiny)
