@@ -314,22 +314,7 @@ def _set_piece(stack, piece, index):
 def _fetch(params, part):
     """A Part of the parameters {name: array} as a numpy array, from all devices."""
     array = params[part.parameter]
-    host = None
-    for shard in array.addressable_shards:
-        if shard.replica_id == 0:
-            piece = np.asarray(shard.data[part.index] if part.index else shard.data)
-            if piece.shape == part.shape:
-                return piece
-            host = np.empty(part.shape, array.dtype) if host is None else host
-            host[shard.index[len(part.index) :]] = piece
-    return host
-
-
-def _same_bits(one, two):
-    """Whether two arrays of one dtype hold the same, not-a-number and signs of zero too."""
-    one, two = (np.ascontiguousarray(array) for array in (one, two))
-    words = f"uint{8 * one.itemsize}"
-    return np.array_equal(one.view(words), two.view(words))
+    return np.asarray(array[part.index] if part.index else array)
 
 
 def _verify(model, folder):
@@ -339,7 +324,9 @@ def _verify(model, folder):
     with TensorFiles(folder) as files:
         _, reads = _check(folder, family, content, files, model.config.compute_dtype)
         for part, piece in _pieces(files, reads):
-            if not _same_bits(piece, _fetch(params, part)):
+            # As bytes: not-a-number and signs of zero too.
+            both = (np.ascontiguousarray(x).view(np.uint8) for x in (piece, _fetch(params, part)))
+            if not np.array_equal(*both):
                 raise RunError(f"{part.parameter} is not in {folder} as it was written there.")
 
 

@@ -80,7 +80,7 @@ FREE = {
 }
 # What transformers asks of families without a width of heads.
 HEADS_DIVIDE = {
-    "{num_heads} heads must divide the width of {d_model}": lambda config: (
+    "num_heads={num_heads} must divide d_model={d_model}": lambda config: (
         config.d_model % config.num_heads == 0
     ),
 }
