@@ -5,10 +5,8 @@ Attention and feed-forward read one norm, a layer norm without bias. Rotated pai
 
 import dataclasses
 
-from lm.hub.family import Family
 from lm.hub.keys import Key, Rope, without
-from lm.hub.llama import ALWAYS, ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, sizes
-from lm.hub.tensors import norm
+from lm.hub.llama import ATTENTION_BIAS, TENSORS, like_llama, sizes
 
 
 def rotated(row):
@@ -19,19 +17,16 @@ def rotated(row):
 
 
 SIZES = sizes(256000, 8192, 8192, 40, 64, None, 22528, tie_word_embeddings=True)
-COHERE = Family(
-    model_type="cohere",
-    architectures={"CohereForCausalLM": {}},
-    keys=(
+COHERE = like_llama(
+    "cohere",
+    "CohereForCausalLM",
+    (
         *without(SIZES, "rms_norm_eps"),
         Key("layer_norm_eps", "norm_eps", 1e-5),
         Key("logit_scale", "logit_scale", 0.0625),
         *(Rope(500_000.0), ATTENTION_BIAS),
     ),
-    always={**ALWAYS, "norm": "layer_norm", "parallel_block": True},
+    {"norm": "layer_norm", "parallel_block": True},
     required={"use_qk_norm": False},
-    tensors=(
-        *norm(LAYER + "input_layernorm", "layers/attention_norm"),
-        *(*ENDS, *(rotated(row) for row in ATTENTION), *FEEDFORWARD),
-    ),
+    tensors=tuple(rotated(row) for row in TENSORS),
 )

@@ -6,9 +6,9 @@ Rotated pairs are neighbours. V3 may have a layer more, for multi-token predicti
 import dataclasses
 
 from lm.errors import require_in
-from lm.hub.family import HEADS_DIVIDE, Family
+from lm.hub.family import HEADS_DIVIDE
 from lm.hub.keys import Key, Rope, without
-from lm.hub.llama import ALWAYS, ENDS, FEEDFORWARD, LAYER, PRE_NORMS, gated, sizes
+from lm.hub.llama import ENDS, FEEDFORWARD, LAYER, PRE_NORMS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED
 from lm.hub.qwen import EXPERTS
 from lm.hub.tensors import Tensor, matrix, plain, under
@@ -96,36 +96,27 @@ def keys(defaults, shared, experts, chosen, width, dense, scale):
 
 REQUIRED = {"attention_bias": False, "moe_layer_freq": 1}
 
-DEEPSEEK_V2 = Family(
-    model_type="deepseek_v2",
-    architectures={"DeepseekV2ForCausalLM": {}},
-    keys=(
-        *keys((102400, 2048, 4096, 32, 32, None, 11008), 2, 64, 1, 1407, 0, 1.0),
-        Groups(),
-    ),
-    always=ALWAYS,
+DEEPSEEK_V2 = like_llama(
+    "deepseek_v2",
+    "DeepseekV2ForCausalLM",
+    (*keys((102400, 2048, 4096, 32, 32, None, 11008), 2, 64, 1, 1407, 0, 1.0), Groups()),
     required=REQUIRED | {"mlp_bias": False, "norm_topk_prob": False, "scoring_func": "softmax"},
     limits=HEADS_DIVIDE,
     tensors=TENSORS,
     fused=FUSED,
 )
 
-DEEPSEEK_V3 = Family(
-    model_type="deepseek_v3",
-    architectures={"DeepseekV3ForCausalLM": {}},
-    keys=(
+DEEPSEEK_V3 = like_llama(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    (
         *keys((129280, 4096, 7168, 61, 128, None, 18432), 1, 256, 8, 2048, 3, 2.5),
         Key("n_group", "router_groups", 8),
         Key("topk_group", "router_groups_kept", 4),
         Key("norm_topk_prob", "router_renormalise", True),
         Key("num_nextn_predict_layers", "mtp_depth", 1, least=0),
     ),
-    always={
-        **ALWAYS,
-        "router_score": "sigmoid",
-        "router_group_score": "top2",
-        "router_selection_bias": True,
-    },
+    {"router_score": "sigmoid", "router_group_score": "top2", "router_selection_bias": True},
     required=REQUIRED
     | {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     tensors=(

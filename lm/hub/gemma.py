@@ -1,12 +1,11 @@
 """Gemma 1 to 3, the text models (arXiv:2403.08295, 2408.00118, 2503.19786)."""
 
-from lm.hub.family import HEADS_DIVIDE, Family
+from lm.hub.family import HEADS_DIVIDE
 from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, checked, without
-from lm.hub.llama import ALWAYS, ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, TENSORS, sizes
-from lm.hub.qwen import NORMS
+from lm.hub.llama import ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, like_llama, sizes
 from lm.hub.tensors import norm
 
-ALWAYS = {**ALWAYS, "norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
+ALWAYS = {"norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
 # "gelu" of the first releases means the tanh form.
 TANH = {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS}
 ACTIVATION = Key("hidden_act", "activation", "gelu_tanh", {**TANH, "gelu": "gelu_tanh"})
@@ -17,13 +16,12 @@ def gemma_sizes(*defaults):
     return without(rows, "hidden_act")
 
 
-GEMMA = Family(
-    model_type="gemma",
-    architectures={"GemmaForCausalLM": {}},
-    keys=(*gemma_sizes(256000, 8192, 3072, 28, 16, 16, 24576), ACTIVATION, Rope(), ATTENTION_BIAS),
-    always=ALWAYS,
+GEMMA = like_llama(
+    "gemma",
+    "GemmaForCausalLM",
+    (*gemma_sizes(256000, 8192, 3072, 28, 16, 16, 24576), ACTIVATION, Rope(), ATTENTION_BIAS),
+    ALWAYS,
     required={"use_bidirectional_attention": None},
-    tensors=TENSORS,
 )
 
 GEMMA2_KEYS = (
@@ -47,6 +45,7 @@ SANDWICH = (
     *norm(LAYER + "pre_feedforward_layernorm", "layers/feedforward_norm"),
     *norm(LAYER + "post_feedforward_layernorm", "layers/feedforward_output_norm"),
 )
+NORMED = (*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD)
 
 
 def even(number, flat):
@@ -58,20 +57,20 @@ def five_of_six(number, flat):
     return (number + 1) % checked(name, flat.get(name, 6), int) != 0
 
 
-GEMMA2 = Family(
-    model_type="gemma2",
-    architectures={"Gemma2ForCausalLM": {}},
-    keys=(*GEMMA2_KEYS, Rope(), Windows(4096, even)),
-    always={**ALWAYS, "norm_placement": "sandwich"},
+GEMMA2 = like_llama(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    (*GEMMA2_KEYS, Rope(), Windows(4096, even)),
+    {**ALWAYS, "norm_placement": "sandwich"},
     required={"use_bidirectional_attention": None},
     limits=HEADS_DIVIDE,
-    tensors=(*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD),
+    tensors=NORMED,
 )
 
-GEMMA3 = Family(
-    model_type="gemma3_text",
-    architectures={"Gemma3ForCausalLM": {}},
-    keys=(
+GEMMA3 = like_llama(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    (
         *altered(
             GEMMA2_KEYS,
             vocab_size=262208,
@@ -82,8 +81,8 @@ GEMMA3 = Family(
         Rope(1_000_000.0, theta_local=10_000.0),
         Windows(4096, five_of_six),
     ),
-    always={**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
+    {**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
     required={"use_bidirectional_attention": False},
     limits=HEADS_DIVIDE,
-    tensors=(*ENDS, *SANDWICH, *ATTENTION, *NORMS, *FEEDFORWARD),
+    tensors=NORMED,
 )

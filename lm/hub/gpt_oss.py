@@ -4,10 +4,9 @@ Experts are not transposed, and gate and up are columns in turn. The hub's files
 lm does not read; transformers saves them in bfloat16.
 """
 
-from lm.hub.family import Family
 from lm.hub.gemma import even
 from lm.hub.keys import Key, Rope, Windows, without
-from lm.hub.llama import ALWAYS, ATTENTION, ENDS, LAYER, PRE_NORMS, sizes
+from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
 from lm.hub.tensors import Tensor, linear, plain, under
 
 YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
@@ -16,10 +15,10 @@ SIZES = sizes(201088, 131072, 2880, 36, 64, 8, 2880, head_dim=64, rms_norm_eps=1
 GATE_UP = {"gate_EDF": "E,D,F,1", "up_EDF": "E,D,F,1"}
 GATE_UP_BIAS = {"gate_bias_EF": "E,F,1", "up_bias_EF": "E,F,1"}
 
-GPT_OSS = Family(
-    model_type="gpt_oss",
-    architectures={"GptOssForCausalLM": {}},
-    keys=(
+GPT_OSS = like_llama(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    (
         *without(SIZES, "hidden_act", "intermediate_size"),
         Key("intermediate_size", ("expert_d_ff", "d_ff"), 2880),
         Key("attention_bias", ("qkv_bias", "attention_output_bias"), True),
@@ -28,17 +27,14 @@ GPT_OSS = Family(
         Key("num_local_experts", "num_experts", 128),
         Key("num_experts_per_tok", "experts_per_token", 4),
     ),
-    always={
-        **ALWAYS,
+    {
         "activation": "clamped_silu",
-        "attention_sinks": True,
-        "feedforward_bias": True,
-        "router_bias": True,
+        **dict.fromkeys(("attention_sinks", "feedforward_bias", "router_bias"), True),
         "router_renormalise": True,
     },
     required={"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
     tensors=(
-        *(*ENDS, *PRE_NORMS, *ATTENTION),
+        *TENSORS,
         plain(LAYER + "self_attn.sinks", "layers/attention/sinks_N"),
         *under(
             LAYER + "mlp.",

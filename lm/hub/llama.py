@@ -36,6 +36,7 @@ def sizes(vocab_size, length, width, layers, heads, kv_heads, hidden, **others):
 
 ATTENTION_BIAS = Key("attention_bias", ("qkv_bias", "attention_output_bias"), False)
 ALWAYS = {"position": "rope", "norm": "rms_norm", "norm_bias": False, "gated": True}
+# What a model does not have of these, as norms of queries and keys, is in none of its files.
 ENDS = (
     plain("model.embed_tokens.weight", "embed/table_VD"),
     *norm("model.norm", "final_norm"),
@@ -45,7 +46,11 @@ PRE_NORMS = (
     *norm(LAYER + "input_layernorm", "layers/attention_norm"),
     *norm(LAYER + "post_attention_layernorm", "layers/feedforward_norm"),
 )
-ATTENTION = attention(LAYER + "self_attn.", "layers/attention/")
+ATTENTION = (
+    *attention(LAYER + "self_attn.", "layers/attention/"),
+    plain(LAYER + "self_attn.q_norm.weight", "layers/attention/query_norm/scale_H"),
+    plain(LAYER + "self_attn.k_norm.weight", "layers/attention/key_norm/scale_H"),
+)
 
 
 def gated(start, ours):
@@ -60,14 +65,19 @@ def gated(start, ours):
 FEEDFORWARD = gated(LAYER + "mlp.", "layers/feedforward/")
 TENSORS = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD)
 
-LLAMA = Family(
-    model_type="llama",
-    architectures={"LlamaForCausalLM": {}},
-    keys=(
+
+def like_llama(model_type, architecture, keys, always=None, tensors=TENSORS, **others):
+    """A Family that is Llama's but for what is given; always: over Llama's."""
+    always = {**ALWAYS, **(always or {})}
+    return Family(model_type, {architecture: {}}, keys, always, tensors, **others)
+
+
+LLAMA = like_llama(
+    "llama",
+    "LlamaForCausalLM",
+    (
         *sizes(32000, 2048, 4096, 32, 32, None, 11008),
         *(Rope(), ATTENTION_BIAS, Key("mlp_bias", "feedforward_bias", False)),
     ),
-    always=ALWAYS,
     limits=HEADS_DIVIDE,
-    tensors=TENSORS,
 )

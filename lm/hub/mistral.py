@@ -1,19 +1,12 @@
 """Mistral (arXiv:2310.06825) and Mixtral (arXiv:2401.04088); rows of experts that others share."""
 
-from lm.hub.family import Family
 from lm.hub.keys import Key, Rope, Windows, without
-from lm.hub.llama import ALWAYS, ATTENTION, ENDS, LAYER, PRE_NORMS, TENSORS, sizes
+from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
 from lm.hub.tensors import Tensor, matrix, under
 
 SIZES = (32000, 131072, 4096, 32, 32, 8, 14336)
 
-MISTRAL = Family(
-    model_type="mistral",
-    architectures={"MistralForCausalLM": {}},
-    keys=(*sizes(*SIZES), Rope(), Windows(4096)),
-    always=ALWAYS,
-    tensors=TENSORS,
-)
+MISTRAL = like_llama("mistral", "MistralForCausalLM", (*sizes(*SIZES), Rope(), Windows(4096)))
 
 
 def experts(start, gate, up, down):
@@ -35,10 +28,10 @@ FUSED = under(
 ROUTER = matrix(LAYER + "mlp.gate.weight", "layers/experts/router_DE")
 SPARSE = LAYER + "block_sparse_moe."
 
-MIXTRAL = Family(
-    model_type="mixtral",
-    architectures={"MixtralForCausalLM": {}},
-    keys=(
+MIXTRAL = like_llama(
+    "mixtral",
+    "MixtralForCausalLM",
+    (
         *without(sizes(*SIZES, rms_norm_eps=1e-5), "intermediate_size"),
         # Its only width: no layer is without experts.
         Key("intermediate_size", ("expert_d_ff", "d_ff"), 14336),
@@ -48,9 +41,9 @@ MIXTRAL = Family(
         Key("num_experts_per_tok", "experts_per_token", 2),
         Key("router_jitter_noise", "router_jitter", 0.0),
     ),
-    always={**ALWAYS, "router_renormalise": True},
+    {"router_renormalise": True},
     tensors=(
-        *(*ENDS, *PRE_NORMS, *ATTENTION),
+        *TENSORS,
         matrix(SPARSE + "gate.weight", "layers/experts/router_DE"),
         *experts(SPARSE + "experts", "w1", "w3", "w2"),
     ),

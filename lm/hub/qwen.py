@@ -1,27 +1,11 @@
 """Qwen 2 (arXiv:2407.10671) and 3 (arXiv:2505.09388), dense and with experts."""
 
-from lm.hub.family import Family
 from lm.hub.keys import Key, Rope, Windows, checked
-from lm.hub.llama import (
-    ALWAYS,
-    ATTENTION,
-    ATTENTION_BIAS,
-    ENDS,
-    FEEDFORWARD,
-    LAYER,
-    PRE_NORMS,
-    TENSORS,
-    gated,
-    sizes,
-)
+from lm.hub.llama import ATTENTION_BIAS, LAYER, TENSORS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED, ROUTER, experts
-from lm.hub.tensors import Tensor, plain
+from lm.hub.tensors import Tensor
 
 SIZES = (151936, 32768, 4096, 32, 32, 32, 22016)
-NORMS = (
-    plain(LAYER + "self_attn.q_norm.weight", "layers/attention/query_norm/scale_H"),
-    plain(LAYER + "self_attn.k_norm.weight", "layers/attention/key_norm/scale_H"),
-)
 
 
 def late(number, flat):
@@ -40,20 +24,14 @@ def _bound(flat):
 
 WINDOWS = Windows(4096, late, switch="use_sliding_window")
 
-QWEN2 = Family(
-    model_type="qwen2",
-    architectures={"Qwen2ForCausalLM": {}},
-    keys=(*sizes(*SIZES), Rope(), WINDOWS),
-    always={**ALWAYS, "qkv_bias": True},
-    tensors=TENSORS,
+QWEN2 = like_llama(
+    "qwen2", "Qwen2ForCausalLM", (*sizes(*SIZES), Rope(), WINDOWS), {"qkv_bias": True}
 )
-
-QWEN3 = Family(
-    model_type="qwen3",
-    architectures={"Qwen3ForCausalLM": {}},
-    keys=(*sizes(*SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
-    always={**ALWAYS, "query_key_norm": "head"},
-    tensors=(*TENSORS, *NORMS),
+QWEN3 = like_llama(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    (*sizes(*SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
+    {"query_key_norm": "head"},
 )
 
 
@@ -70,15 +48,15 @@ def routing(chosen, count, width):
 
 
 EXPERTS = (ROUTER, *experts(LAYER + "mlp.experts", "gate_proj", "up_proj", "down_proj"))
-SHARED_GATE = Tensor(
-    LAYER + "mlp.shared_expert_gate.weight", {"layers/experts/shared_gate_D": "1,D"}
+SHARED_EXPERT = (
+    *gated(LAYER + "mlp.shared_expert.", "layers/experts/shared/"),
+    Tensor(LAYER + "mlp.shared_expert_gate.weight", {"layers/experts/shared_gate_D": "1,D"}),
 )
-MIXED = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD, *EXPERTS)
 
-QWEN2_MOE = Family(
-    model_type="qwen2_moe",
-    architectures={"Qwen2MoeForCausalLM": {}},
-    keys=(
+QWEN2_MOE = like_llama(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    (
         *sizes(151936, 32768, 2048, 24, 16, 16, 5632),
         Rope(),
         Windows(4096, early, switch="use_sliding_window"),
@@ -86,22 +64,22 @@ QWEN2_MOE = Family(
         *routing(4, 60, 1408),
         Key("shared_expert_intermediate_size", "shared_expert_d_ff", 5632),
     ),
-    always={**ALWAYS, "shared_expert_gate": True},
+    {"shared_expert_gate": True},
     required={"mlp_only_layers": []},
-    tensors=(*MIXED, SHARED_GATE, *gated(LAYER + "mlp.shared_expert.", "layers/experts/shared/")),
+    tensors=(*TENSORS, *EXPERTS, *SHARED_EXPERT),
     fused=FUSED,
 )
 
-QWEN3_MOE = Family(
-    model_type="qwen3_moe",
-    architectures={"Qwen3MoeForCausalLM": {}},
-    keys=(
+QWEN3_MOE = like_llama(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    (
         *sizes(151936, 32768, 2048, 24, 32, 4, 6144),
         *(Rope(), ATTENTION_BIAS, Windows(4096, switch="use_sliding_window")),
         *routing(8, 128, 768),
     ),
-    always={**ALWAYS, "query_key_norm": "head"},
+    {"query_key_norm": "head"},
     required={"mlp_only_layers": []},
-    tensors=(*MIXED, *NORMS),
+    tensors=(*TENSORS, *EXPERTS),
     fused=FUSED,
 )
