@@ -58,6 +58,5 @@ def tiny_simcse():
     return config
 
 
-get_config = presets(
-    base_uncased, large_uncased, base_cased, large_cased, tiny, tiny_electra, tiny_simcse
-)
+SIZES = (base_uncased, large_uncased, base_cased, large_cased)
+get_config = presets(*SIZES, tiny, tiny_electra, tiny_simcse)

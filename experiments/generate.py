@@ -88,11 +88,8 @@ def show(prompts, samples, as_json, after_prompt=True):
         for prompt, number, sample in rows:
             print(json.dumps({"prompt": prompt, "sample": number, **dataclasses.asdict(sample)}))
     else:
-        print(
-            f"\n{'-' * 20}\n".join(
-                f"{prompt if after_prompt else ''}{sample.text}" for prompt, _, sample in rows
-            )
-        )
+        texts = ((prompt if after_prompt else "") + sample.text for prompt, _, sample in rows)
+        print(f"\n{'-' * 20}\n".join(texts))
 
 
 if __name__ == "__main__":

@@ -161,11 +161,8 @@ class DataConfig:
     def __post_init__(self):
         require_in("data.order", self.order, ("shuffled", "contiguous"))
         require_in("data.special_tokens", self.special_tokens, ("", *SPECIAL_TOKENS))
-        ranges = {
-            "1 or more": "batch_size sequence_length prefetch",
-            "0 (what is needed) or more": "target_length",
-        }
-        require_ranges("data", self, ranges)
+        require_ranges("data", self, {"1 or more": "batch_size sequence_length prefetch"})
+        require_ranges("data", self, {"0 (what is needed) or more": "target_length"})
         require(
             0 < self.validation_fraction < 1 or self.validation_path,
             f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, "
@@ -223,11 +220,8 @@ class TrainConfig:
     deterministic: bool
 
     def __post_init__(self):
-        ranges = {
-            "1 or more": "num_steps accumulation_steps max_skipped_steps",
-            "in [0, 2**31)": "seed",
-        }
-        require_ranges("train", self, ranges)
+        counts = "num_steps accumulation_steps max_skipped_steps"
+        require_ranges("train", self, {"1 or more": counts, "in [0, 2**31)": "seed"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,8 +257,8 @@ class CheckpointConfig:
     keep_every_steps: int
 
     def __post_init__(self):
-        ranges = {"0 or more": "every_steps keep_best keep_every_steps", "1 or more": "keep_last"}
-        require_ranges("checkpoint", self, ranges)
+        counts = "every_steps keep_best keep_every_steps"
+        require_ranges("checkpoint", self, {"0 or more": counts, "1 or more": "keep_last"})
 
 
 @dataclasses.dataclass(frozen=True)

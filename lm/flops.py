@@ -89,9 +89,8 @@ def _multiplies(name, config):
 
 def _is_of_source(name):
     """Whether a parameter of an encoder-decoder multiplies the source's tokens."""
-    return name.startswith(
-        ("encoder/", "layers/cross_attention/key", "layers/cross_attention/value")
-    )
+    cross = "layers/cross_attention/"
+    return name.startswith(("encoder/", f"{cross}key", f"{cross}value"))
 
 
 def _pair_flops(config):

@@ -68,9 +68,8 @@ class LanguageModel:
     def _run(self, wanted, tokens, target, rows):
         config = self.config
         needed = {"pooled": "pooler", "next_sentence": "next_sentence"}.get(wanted)
-        require(
-            needed is None or getattr(config, needed), f"the model has no {needed}; take another."
-        )
+        has = needed is None or getattr(config, needed)
+        require(has, f"the model has no {needed}; take another.")
         both = config.stack == "encoder_decoder"
         require(
             both == (target is not None),
@@ -106,10 +105,8 @@ class LanguageModel:
             told = did_you_mean(name, sizes)
             require(name in sizes, f"the model takes no {name}.{told}")
         mask, segments = f"{start}padding_mask", f"{start}segments"
-        require(
-            not {mask, segments} <= rows.keys(),
-            f"{mask} and {segments}: give one; segments 0 is padding.",
-        )
+        both = {mask, segments} <= rows.keys()
+        require(not both, f"{mask} and {segments}: give one; segments 0 is padding.")
         tokens = self._checked(what, tokens, config.vocab_size)
         require(
             f"{start}positions" in rows or tokens.shape[1] <= config.num_positions,

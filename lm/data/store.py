@@ -107,9 +107,8 @@ def open_data(config, tokenizer=None):
         folder = cache / "tokenizers" / hash_of(trained)
         published(folder, lambda empty: _train(config, texts).save(empty))
         tokenizer = tokenizers.load(folder)
-    keys, trains, validations = zip(
-        *(_stores(each, tokenizer, cache) for each in texts), strict=True
-    )
+    stores = [_stores(each, tokenizer, cache) for each in texts]
+    keys, trains, validations = zip(*stores, strict=True)
     if len(texts) == 1:
         return Data(tokenizer, trains[0], validations[0], keys[0])
     train, validation = (MixedStore(stores, weights) for stores in (trains, validations))
@@ -230,9 +229,8 @@ def _pieces(documents, what):
             yield opens, piece
             opens, done, now = False, done + len(piece) / 1e6, time.monotonic()
             if now > shown + REPORT_SECONDS:
-                report(
-                    f"{what}: {done:.0f} million characters, {done / (now - begun):.1f} a second"
-                )
+                speed = done / (now - begun)
+                report(f"{what}: {done:.0f} million characters, {speed:.1f} a second")
                 shown = now
 
 

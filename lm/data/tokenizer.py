@@ -131,9 +131,8 @@ class ByteTokenizer(Tokenizer):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def decode(self, tokens):
-        return bytes(i for i in np.asarray(tokens).tolist() if 0 <= i < 256).decode(
-            errors="replace"
-        )
+        known = (i for i in np.asarray(tokens).tolist() if 0 <= i < 256)
+        return bytes(known).decode(errors="replace")
 
 
 class CharacterTokenizer(Tokenizer):
@@ -166,9 +165,8 @@ class CharacterTokenizer(Tokenizer):
         return tokens
 
     def decode(self, tokens):
-        return "".join(
-            self.characters[i] for i in np.asarray(tokens).tolist() if 0 <= i < self.size
-        )
+        known = (i for i in np.asarray(tokens).tolist() if 0 <= i < self.size)
+        return "".join(self.characters[i] for i in known)
 
 
 class LibraryTokenizer(Tokenizer):
@@ -234,9 +232,8 @@ def load(path):
     """The Tokenizer of a tokenizer.json, ours or Hugging Face's, or of the folder that holds it."""
     path = Path(path).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
-    require(
-        path.is_file(), f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
-    )
+    told = f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
+    require(path.is_file(), told)
     try:
         definition = path.read_text(encoding="utf-8")
         keys = json.loads(definition)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import build
 from lm.data import tokenizer as tokenizers
-from lm.errors import RunError, UserError, did_you_mean, require
+from lm.errors import RunError, UserError, require, require_in
 from lm.hub import family as tables
 from lm.hub.families import FAMILIES
 from lm.hub.files import DTYPES, TensorFiles, read_json, replaced, write_json, write_tensors
@@ -110,10 +110,8 @@ def _say_its_class(tokenizer, path):
 
 def _family_for(config, name):
     """The Family of that name, or the first that can express the config."""
-    require(
-        name is None or name in FAMILIES,
-        f"family={name!r} is not known.{did_you_mean(name, FAMILIES)}",
-    )
+    if name is not None:
+        require_in("family", name, FAMILIES)
     options = FAMILIES if name is None else {name: FAMILIES[name]}
     reasons = []
     for option, family in options.items():
@@ -203,9 +201,7 @@ def _dtype(family, files, names):
     """The narrowest dtype that holds all parameters of the files."""
     # Selection biases are float32 in every model, and no reason for the rest to be.
     ends = [row.name.split("}")[-1] for row in family.tensors if {*row.parts} & {SELECTION}]
-    found = {
-        files.dtype(there): there for name, there in names.items() if not name.endswith(tuple(ends))
-    }
+    found = {files.dtype(names[n]): names[n] for n in names if not n.endswith(tuple(ends))}
     for dtype, name in found.items():
         require(dtype in DTYPES, f"{name} is of dtype {dtype}; lm reads {', '.join(DTYPES)}.")
     return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))

@@ -90,9 +90,8 @@ def _opened(path):
         # Not mapped: pages of a map once read count as this process's memory.
         return safe_open(path, framework="np", backend="pread")
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is truncated or is no safetensors file ({error}); fetch it again."
-        ) from None
+        told = f"{path} is truncated or is no safetensors file ({error}); fetch it again."
+        raise UserError(told) from None
 
 
 def _tensor_paths(folder):
@@ -129,11 +128,8 @@ def plan(sizes, max_shard_size):
         room -= size
     if len(groups) == 1:
         return {SINGLE: groups[0]}
-    count = len(groups)
-    return {
-        f"model-{number:05d}-of-{count:05d}.safetensors": group
-        for number, group in enumerate(groups, 1)
-    }
+    name = "model-{:05d}-of-{:05d}.safetensors"
+    return {name.format(number, len(groups)): group for number, group in enumerate(groups, 1)}
 
 
 def write_tensors(folder, kinds, fetch, max_shard_size):
@@ -142,7 +138,7 @@ def write_tensors(folder, kinds, fetch, max_shard_size):
     kinds: {tensor: (shape, dtype)}; fetch(tensor): its numpy array.
     """
     sizes = {
-        name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, (shape, dtype) in kinds.items()
+        name: math.prod(shape) * jnp.dtype(kind).itemsize for name, (shape, kind) in kinds.items()
     }
     files = plan(sizes, max_shard_size)
     for file, names in files.items():

@@ -331,10 +331,8 @@ def output_matrix(config):
 def check_backend(config):
     """Raise UserError unless the backend is registered and takes what this model needs."""
     name = config.attention_backend
-    require(
-        name in BACKENDS,
-        f"model.attention_backend={name!r} is not registered.{did_you_mean(name, BACKENDS)}",
-    )
+    told = f"model.attention_backend={name!r} is not registered."
+    require(name in BACKENDS, told + did_you_mean(name, BACKENDS))
     needed = {
         "cap": ("attention_cap", config.attention_cap > 0),
         "sinks_N": ("attention_sinks", config.attention_sinks),

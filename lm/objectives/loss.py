@@ -146,17 +146,13 @@ def _scored(model, hidden_BTD, targets_BT, weights_BT, config):
     # The logits of one chunk of positions at a time, computed again in the backward pass: (B, T, V)
     # never exists.
     def scan_chunk(sums, start):
-        part = [
-            jax.lax.dynamic_slice_in_dim(x, start, chunk, 1)
-            for x in (hidden_BTD, targets_BT, weights_BT)
-        ]
+        rows = hidden_BTD, targets_BT, weights_BT
+        part = [jax.lax.dynamic_slice_in_dim(x, start, chunk, 1) for x in rows]
         return jax.tree.map(jnp.add, sums, score(model.logits(part[0]), *part[1:])), None
 
     zero = jnp.zeros((), jnp.promote_types(hidden_BTD.dtype, jnp.float32))
-    sums, _ = jax.lax.scan(
-        jax.checkpoint(scan_chunk, prevent_cse=False), (zero, zero), jnp.arange(0, length, chunk)
-    )
-    return sums
+    step = jax.checkpoint(scan_chunk, prevent_cse=False)
+    return jax.lax.scan(step, (zero, zero), jnp.arange(0, length, chunk))[0]
 
 
 def _score(logits_BTV, targets_BT, weights_BT, config):

@@ -18,9 +18,8 @@ class Masked(Examples):
     def __init__(self, kind, objective, data, model, tokenizer):
         self.objective, self.length = objective, data.sequence_length
         self.copies, self.several_windows = objective.static_masks, objective.next_sentence
-        self.mask, self.begin, self.end = (
-            token(role, kind, data, tokenizer) for role in ("mask", "begin", "end")
-        )
+        roles = ("mask", "begin", "end")
+        self.mask, self.begin, self.end = (token(role, kind, data, tokenizer) for role in roles)
         self.pad = tokenizer.special.get("pad", 0)
         self.raw_length = self.length - 2 - objective.next_sentence
         require(
