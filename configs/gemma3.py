@@ -16,9 +16,7 @@ from configs.common import preset, tiny_preset, vocabulary
 
 
 def sized(*sizes):
-    """Gemma with a norm on both sides of a branch and of each head's queries and keys, and a window
-    in five of six layers, which rotate faster.
-    """
+    """Gemma with more norms, and a window in five of six layers, which rotate faster."""
     config = gemma.sized(*sizes, length=32_768)
     vocabulary(config, 262_144)
     config.model.update(norm_placement="sandwich", query_key_norm="head")

@@ -167,9 +167,7 @@ def _mtp_matmul_parameters(config):
 
 
 def forward_flops_per_token(config, sequence_length):
-    """FLOPs of the forward pass for one token of a whole sequence: a third of training's, where a
-    second token is not predicted.
-    """
+    """FLOPs to read one token of a whole sequence: a third of training's, no second one predicted."""
     without = dataclasses.replace(config, mtp_depth=0)
     return training_flops_per_token(without, sequence_length) // 3
 

@@ -94,13 +94,9 @@ class LanguageModel:
         config, start = self.config, "target_" if what == "target" else ""
         rows = {name: value for name, value in rows.items() if value is not None}
         sizes = {"positions": config.num_positions, "segments": math.inf, "padding_mask": 2}
-        if config.token_types:
-            sizes["token_types"] = config.token_types
-        if config.global_attention:
-            sizes["global_mask"] = 2
-        if config.prefix_attention:
-            sizes["prefix"] = 2
-        sizes = {f"{start}{name}": size for name, size in sizes.items()}
+        sizes |= {"token_types": config.token_types, "global_mask": 2 * config.global_attention}
+        sizes |= {"prefix": 2 * config.prefix_attention}
+        sizes = {f"{start}{name}": size for name, size in sizes.items() if size}
         for name in rows:
             told = did_you_mean(name, sizes)
             require(name in sizes, f"the model takes no {name}.{told}")

@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Library
 
 from lm.errors import UserError, did_you_mean, require, require_in
 
@@ -176,10 +178,8 @@ class LibraryTokenizer(Tokenizer):
     """
 
     def __init__(self, definition):
-        import tokenizers
-
         try:
-            library = tokenizers.Tokenizer.from_str(definition)
+            library = Library.from_str(definition)
         except Exception as error:
             if type(error) is not Exception:  # all that the library raises is of this very class
                 raise
@@ -310,17 +310,12 @@ def train_tokenizer(kind, texts, size, special=""):
     )
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[kind]
     library = train(texts, size - len(last), list(first))
-    from tokenizers import AddedToken
-
     # The blank of a text takes the space before it with it, as the words do that it stands for.
     library.add_special_tokens([AddedToken(name, lstrip=name[0] == "<") for name in last])
     return LibraryTokenizer(library.to_str())
 
 
 def _train_bpe(texts, size, special):
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -336,9 +331,6 @@ def _train_bpe(texts, size, special):
 
 
 def _train_wordpiece(texts, size, special):
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
     unknown = next(name for name in special if name in ROLES["unknown"])
     library = Library(models.WordPiece({}, unk_token=unknown))
     library.normalizer = normalizers.BertNormalizer()
@@ -367,18 +359,12 @@ def _train_wordpiece(texts, size, special):
 
 
 def _train_unigram(texts, size, special):
-    from tokenizers import Regex, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders as d
-
     library = Library(models.Unigram())
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PARTS), "isolated"),
-            pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False),
-        ]
-    )
-    library.decoder = d.Sequence([d.Replace(SPACE, " "), d.ByteFallback(), d.Fuse()])
+    parts = pre_tokenizers.Split(Regex(PARTS), "isolated")
+    spaces = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([parts, spaces])
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    library.decoder = decoders.Sequence(steps)
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
     unknown = next(name for name in special if name in ROLES["unknown"])
     trainer = trainers.UnigramTrainer(

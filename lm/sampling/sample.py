@@ -158,9 +158,7 @@ def _encoded(model, number, prompt):
 
 
 def framed(tokenizer, text):
-    """int32 tokens of a text with blanks, as an encoder reads it: between the tokens that begin and
-    end one, as far as the tokenizer has them.
-    """
+    """int32 tokens of a text with blanks, as encoders read it: with what begins and ends one."""
     ends = [[tokenizer.special[role]] if role in tokenizer.special else [] for role in ENDS]
     tokens = tokenizer.encode(text, special=True)
     return np.concatenate([ends[0], tokens, ends[1]]).astype(np.int32)
@@ -349,9 +347,7 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
 
 
 def _chooser(keys_B2, settings, vocab, top_k):
-    """A function of logits (B, V) and the positions (B, 1) of the next tokens: (these tokens,
-    whether the logits are not finite), both (B, 1).
-    """
+    """logits (B, V), positions (B, 1) to (next tokens, whether logits are not finite), (B, 1)."""
 
     def choose_rows(logits_BV, position_B1, keys_B2, temperature, top_p):
         logits_BV = logits_BV[:, :vocab]  # rows that only fill the table have no meaning
@@ -376,9 +372,7 @@ def _sample(tokenizer, prompt, text, end):
 
 
 def _text(tokenizer, prompt, tokens):
-    """The text of tokens that follow a prompt; some tokenizers strip the space that a text begins
-    with.
-    """
+    """The text of tokens after a prompt; some tokenizers strip the space that a text begins with."""
     if tokenizer is None:
         return None
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
