@@ -40,14 +40,14 @@ tiny = common.tiny_preset(base_uncased, 144_130, shrink=common.tiny_encoder)
 
 
 def tiny_electra():
-    """144,065 parameters, of the shape of base_uncased, that learn as ELECTRA (arXiv:2003.10555)."""
+    """144,065 parameters, of the shape of base_uncased, for ELECTRA's loss (arXiv:2003.10555)."""
     config = common.tiny_encoder(base_uncased(), next_sentence=False, pooler=False, detector=True)
     config.objective.update(kind="replaced", next_sentence=False)
     return config
 
 
 def tiny_simcse():
-    """144,000 parameters, of the shape of base_uncased, that learn as SimCSE (arXiv:2104.08821)."""
+    """144,000 parameters, of the shape of base_uncased, for SimCSE's loss (arXiv:2104.08821)."""
     config = common.tiny_encoder(base_uncased(), next_sentence=False, residual_dropout=0.1)
     config.objective.update(kind="contrastive", next_sentence=False, pooling="pooler")
     config.train.num_steps = 250

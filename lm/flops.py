@@ -167,7 +167,7 @@ def _mtp_matmul_parameters(config):
 
 
 def forward_flops_per_token(config, sequence_length):
-    """FLOPs to read one token of a whole sequence: a third of training's, no second one predicted."""
+    """FLOPs to read one token of a whole sequence: a third of training's, without mtp_depth."""
     without = dataclasses.replace(config, mtp_depth=0)
     return training_flops_per_token(without, sequence_length) // 3
 

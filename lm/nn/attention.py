@@ -203,7 +203,7 @@ class Attention(nnx.Module):
         return self._output(out_BTNH, self.output_NHD), cache
 
     def _globally(self, x_BTD, out_BTNH, context, key):
-        """out_BTNH, of global tokens by projections of their own (arXiv:2004.05150, section 3.1)."""
+        """out_BTNH, of global tokens by matrices of their own (arXiv:2004.05150, section 3.1)."""
         everything = dataclasses.replace(context.visible, window=0, global_BS=None)
         context = dataclasses.replace(context, visible=everything)
         projected = self._queries(x_BTD, "global_"), *self.keys_values(x_BTD, "global_")

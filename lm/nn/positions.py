@@ -36,7 +36,7 @@ def looked_up(table, index_BT):
 
 
 class DistanceBuckets(nnx.Module):
-    """What each head adds to the scores of a bucket of distances (arXiv:1910.10683, section 2.1)."""
+    """What heads add to the scores of a bucket of distances (arXiv:1910.10683, section 2.1)."""
 
     def __init__(self, config):
         self.config = config

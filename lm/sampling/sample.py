@@ -372,7 +372,7 @@ def _sample(tokenizer, prompt, text, end):
 
 
 def _text(tokenizer, prompt, tokens):
-    """The text of tokens after a prompt; some tokenizers strip the space that a text begins with."""
+    """The text of tokens after a prompt; some tokenizers strip a space that a text begins with."""
     if tokenizer is None:
         return None
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
