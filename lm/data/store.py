@@ -104,7 +104,7 @@ def open_data(config, tokenizer=None):
     if not tokenizer:
         contents = [each.content for each in texts]
         trained = [*contents, config.tokenizer, config.tokenizer_size, special]
-        folder = cache / "tokenizers" / hash_of(trained)
+        folder = cache / "trained" / hash_of(trained)  # "tokenizers" has others, of older versions
         published(folder, lambda empty: _train(config, texts).save(empty))
         tokenizer = tokenizers.load(folder)
     stores = [_stores(each, tokenizer, cache) for each in texts]

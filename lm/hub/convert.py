@@ -84,7 +84,7 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
         _verify(model, partial)
         if finish is not None:
             finish(partial)
-        if isinstance(model.tokenizer, tokenizers.LibraryTokenizer):
+        if model.tokenizer is not None:
             _say_its_class(model.tokenizer, partial / "tokenizer_config.json")
     return chosen.model_type
 

@@ -13,8 +13,8 @@ from experiments.generate import generate
 from experiments.inspect import inspect
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
+from lm.data.tokenizer import of_characters
 
-CHARACTERS = '{"kind": "characters", "characters": "abc"}'
 # Files that a case may name: {folder} in its keys is where they lie.
 FILES = {
     "empty.txt": b"",
@@ -34,7 +34,7 @@ FILES = {
     "list.json": b"[1, 2]",
     "unknown.json": b'{"model": {"type": "Unheard"}, "version": "1.0"}',
     "wordless.json": b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
-    "abc.json": CHARACTERS.encode(),
+    "abc.json": of_characters("abc").definition.encode(),
     "file": b"",
 }
 
@@ -184,7 +184,7 @@ RESUMED = [
     (rewrite("config.json", lacking_a_key), {}, ["lacks optim.beta2", "mend it, or give another"]),
     (remove("config.json"), {}, ["no config.json", "put it back, or give another"]),
     (rewrite("tokenizer.json", lambda text: text[:9]), {}, ["tokenizer.json is not JSON"]),
-    (rewrite("tokenizer.json", lambda text: "{}"), {}, ["it names no kind that we know"]),
+    (rewrite("tokenizer.json", lambda text: "{}"), {}, ["it names no model"]),
     (remove("tokenizer.json"), {}, ["there is no tokenizer at"]),
     (
         rewrite("metrics.jsonl", lambda text: text.replace("\n", "\nfull disk\n", 1)),
