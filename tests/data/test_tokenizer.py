@@ -216,11 +216,11 @@ def test_hugging_face_files(tmp_path):
     [
         (lambda folder: tokenizer.load(folder), "there is no tokenizer at"),
         (lambda folder: tokenizer.load(folder / "folder"), "name a tokenizer.json or its folder"),
-        (lambda folder: tokenizer.load(folder / "broken"), "is not JSON"),
-        (lambda folder: tokenizer.load(folder / "binary"), "is not JSON"),
+        (lambda folder: tokenizer.load(folder / "broken"), "is not a tokenizer.json"),
+        (lambda folder: tokenizer.load(folder / "binary"), "is not a tokenizer.json"),
         (
             lambda folder: tokenizer.load(folder / "list"),
-            "names no model",
+            "expected struct Tokenizer",
         ),
         (lambda folder: tokenizer.load(folder / "unknown"), "unknown is .* refuses it: .*Model"),
         (lambda folder: tokenizer.load(folder / "merges"), "merges is .*`b` out of vocabulary"),

@@ -67,7 +67,10 @@ NEW = [
     ({"data.path": "{folder}/short.txt"}, ["training part has 1", "make it 1"]),
     ({"data.validation_path": "nowhere"}, ["data.validation_path=nowhere does not exist"]),
     ({"data.validation_path": "{folder}/empty.txt"}, ["data.validation_path=", "is empty"]),
-    ({"data.tokenizer": "{folder}/words.json"}, ["words.json is not JSON", "tokenizer.json"]),
+    (
+        {"data.tokenizer": "{folder}/words.json"},
+        ["words.json is not a tokenizer.json"],
+    ),
     ({"data.tokenizer": "{folder}/list.json"}, ["list.json is not a tokenizer.json"]),
     ({"data.tokenizer": "{folder}/unknown.json"}, ["unknown.json", "tokenizer.json"]),
     ({"data.tokenizer": "{folder}/wordless.json"}, ["wordless.json", "it has no tokens"]),
@@ -183,8 +186,12 @@ RESUMED = [
     (rewrite("config.json", lambda text: "[]"), {}, ["config.json", "mend it, or give another"]),
     (rewrite("config.json", lacking_a_key), {}, ["lacks optim.beta2", "mend it, or give another"]),
     (remove("config.json"), {}, ["no config.json", "put it back, or give another"]),
-    (rewrite("tokenizer.json", lambda text: text[:9]), {}, ["tokenizer.json is not JSON"]),
-    (rewrite("tokenizer.json", lambda text: "{}"), {}, ["it names no model"]),
+    (
+        rewrite("tokenizer.json", lambda text: text[:9]),
+        {},
+        ["json is not a tokenizer.json"],
+    ),
+    (rewrite("tokenizer.json", lambda text: "{}"), {}, ["Model missing"]),
     (remove("tokenizer.json"), {}, ["there is no tokenizer at"]),
     (
         rewrite("metrics.jsonl", lambda text: text.replace("\n", "\nfull disk\n", 1)),
