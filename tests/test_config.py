@@ -218,10 +218,14 @@ TOGETHER = [
     ),
     (BOTH | {"model.head": "none"}, "model.head='none' needs model.stack='encoder'", None),
     ({"model.stack": "encoders"}, "Did you mean 'encoder'", None),
-    ({"model.num_encoder_layers": 2}, "and 0 with others", {"model.num_encoder_layers": 0}),
+    (
+        {"model.num_encoder_layers": 2},
+        "model.num_encoder_layers=2 needs model.stack='encoder_decoder'",
+        {"model.num_encoder_layers": 0},
+    ),
     (
         BOTH | {"model.num_encoder_layers": 0},
-        "1 or more with 'enc",
+        "'encoder_decoder' needs model.num_encoder_layers, and model.num_encoder_layers=0",
         {"model.num_encoder_layers": 1},
     ),
     (

@@ -49,10 +49,10 @@ def until_first_step(python, folder, text, run):
     command = [python, "-m", "experiments.train", "--config=configs/shakespeare.py"]
     command += [f"--workdir={workdir}", f"--config.data.path={text}"]
     environment = {**os.environ, "LM_CACHE": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     start, used = time.perf_counter(), _children_seconds()
     metrics = workdir / "metrics.jsonl"
-    with subprocess.Popen(command, cwd=ROOT, env=environment, **quiet) as process:
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=null, stderr=null) as process:
         try:
             while not (metrics.exists() and metrics.stat().st_size):
                 if process.poll() is not None or time.perf_counter() - start > LIMIT:

@@ -86,7 +86,7 @@ class Tokenizer:
         # Of plain characters: the library passes by those that it does not know.
         plain = not (library.pre_tokenizer or library.normalizer) and self.kind == "bpe"
         plain = plain and not library.model.unk_token and {*map(len, self.pieces())} == {1}
-        self.characters = self.pieces() if plain else None
+        self.characters = {*self.pieces()} if plain else set()
 
     def _first(self, names):
         """The token of the first of these names that a special token has, or None."""
@@ -114,18 +114,15 @@ class Tokenizer:
     def encode_many(self, texts):
         """A list of int32 arrays, one for each text, in parallel; half a surrogate is no text."""
         found = self.library.encode_batch_fast(texts, add_special_tokens=False)
-        if self.characters is not None:
-            for text, encoding in zip(texts, found, strict=True):
-                self._require_all_of(text, len(encoding))
+        for text, encoding in zip(texts, found, strict=True):
+            if self.characters and len(encoding) < len(text):
+                unknown = min({*text} - self.characters)
+                raise UserError(
+                    f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the "
+                    f"{self.size} of the tokenizer; leave it out, or train with "
+                    "data.tokenizer=bytes."
+                )
         return [np.array(encoding.ids, np.int32) for encoding in found]
-
-    def _require_all_of(self, text, length):
-        if length < len(text):
-            unknown = next(character for character in text if character not in self.characters)
-            raise UserError(
-                f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the {self.size} "
-                "of the tokenizer; leave it out, or train with data.tokenizer=bytes."
-            )
 
     def decode(self, tokens):
         """The text of an array or list of tokens.

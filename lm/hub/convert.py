@@ -321,8 +321,9 @@ def _verify(model, folder):
         _, reads = _check(folder, family, content, files, model.config.compute_dtype)
         for part, piece in _pieces(files, reads):
             # As bytes: not-a-number and signs of zero too.
-            both = (np.ascontiguousarray(x).view(np.uint8) for x in (piece, _fetch(params, part)))
-            if not np.array_equal(*both):
+            pair = piece, _fetch(params, part)
+            one, two = (np.ascontiguousarray(array).view(np.uint8) for array in pair)
+            if not np.array_equal(one, two):
                 raise RunError(f"{part.parameter} is not in {folder} as it was written there.")
 
 

@@ -54,6 +54,8 @@ NEEDS = (
     ("model.activation", ("clamped_silu",), "model.detector", (False,)),
     ("model.kv_latent model.parallel_block", SET, "model.stack", ("decoder", "encoder")),
     ("model.router_selection_bias", SET, "model.stack", ("decoder", "encoder")),
+    ("model.num_encoder_layers", SET, "model.stack", ("encoder_decoder",)),
+    ("model.stack", ("encoder_decoder",), "model.num_encoder_layers", SET),
     ("model.mtp_depth model.prefix_attention", SET, "model.stack", ("decoder",)),
     ("model.position", LOOK_BACK, "model.stack", ("decoder",)),
     ("model.position", LOOK_BACK, "model.prefix_attention", (False,)),
@@ -198,10 +200,6 @@ class TransformerConfig:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         widths = self.rope_width == self.value_width == self.head_width
         return {
-            f"model.num_encoder_layers={self.num_encoder_layers} does not go with model.stack="
-            f"{self.stack!r}; it must be 1 or more with 'encoder_decoder', and 0 with others.": (
-                (self.stack == "encoder_decoder") == (self.num_encoder_layers > 0)
-            ),
             f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; take one of "
             f"{[n for n in range(1, heads + 1) if heads % n == 0]}.": heads % kv_heads == 0,
             f"model.window={self.window} and model.attention_pattern={self.attention_pattern!r} do "
