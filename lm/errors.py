@@ -57,8 +57,8 @@ def require_ranges(section, config, ranges):
             require(holds, f"{section}.{key}={value} is not possible; it must be {told}.")
 
 
-def require_together(values, needs):
-    """Refuse what lacks what it needs. values: {key: value}.
+def require_together(values, needs, section=""):
+    """Refuse what lacks what it needs. values: {key: value}, of the section, "model." say.
 
     needs: rows of (keys between spaces, when, other key, allowed): where the value of one of the
     keys is among `when`, that of the other must be among `allowed`; either may be SET.
@@ -72,8 +72,8 @@ def require_together(values, needs):
             told = "" if allowed is SET else f"={' or '.join(map(repr, allowed))}"
             require(
                 not among(values[key], when) or among(values[other], allowed),
-                f"{key}={values[key]!r} needs {other}{told}, and {other}={values[other]!r}; change "
-                "one of the two.",
+                f"{section}{key}={values[key]!r} needs {section}{other}{told}, and "
+                f"{section}{other}={values[other]!r}; change one of the two.",
             )
 
 

@@ -243,7 +243,7 @@ TOGETHER = [
     (BOTH | {"model.global_attention": True}, "needs model.stack='encoder'", None),
     (
         ENCODER | LATENT | {"model.global_attention": True},
-        "model.kv_latent=8 needs model.global_attention=False",
+        "model.global_attention=True needs model.kv_latent=0",
         {"model.global_attention": False},
     ),
     (

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from dataclasses import fields
 
 from lm.errors import SET, require_all, require_in, require_ranges, require_together
 
@@ -47,38 +46,34 @@ NUMBERS = {
 LOOK_BACK = ("relative", "alibi")
 # What needs what: keys, their values, another key, its values; as lm.errors.require_together says.
 NEEDS = (
-    ("model.parallel_block", SET, "model.norm_placement", ("pre",)),
-    ("model.activation", ("clamped_silu",), "model.gated", (True,)),
+    ("parallel_block", SET, "norm_placement", ("pre",)),
+    ("activation", ("clamped_silu",), "gated", (True,)),
     # Neither has a gate to be clamped.
-    ("model.activation", ("clamped_silu",), "model.head", ("linear", "none")),
-    ("model.activation", ("clamped_silu",), "model.detector", (False,)),
-    ("model.kv_latent model.parallel_block", SET, "model.stack", ("decoder", "encoder")),
-    ("model.router_selection_bias", SET, "model.stack", ("decoder", "encoder")),
-    ("model.num_encoder_layers", SET, "model.stack", ("encoder_decoder",)),
-    ("model.stack", ("encoder_decoder",), "model.num_encoder_layers", SET),
-    ("model.mtp_depth model.prefix_attention", SET, "model.stack", ("decoder",)),
-    ("model.position", LOOK_BACK, "model.stack", ("decoder",)),
-    ("model.position", LOOK_BACK, "model.prefix_attention", (False,)),
-    ("model.pooler model.next_sentence model.detector", SET, "model.stack", ("encoder",)),
-    ("model.token_types model.global_attention", SET, "model.stack", ("encoder",)),
-    ("model.skip_first_norm", SET, "model.stack", ("encoder",)),
-    ("model.next_sentence", SET, "model.pooler", (True,)),
-    ("model.head", ("none",), "model.stack", ("encoder",)),
-    ("model.head", ("none",), "model.tied_embedding", (True,)),
-    ("model.head", ("none",), "model.head_bias", ("none",)),
-    ("model.query_latent", SET, "model.kv_latent", SET),
-    ("model.kv_latent", SET, "model.position", ("rope", "none")),
-    ("model.kv_latent", SET, "model.query_key_norm", ("none",)),
-    ("model.kv_latent", SET, "model.window", (0,)),
-    ("model.kv_latent", SET, "model.qkv_bias", (False,)),
-    ("model.kv_latent", SET, "model.global_attention", (False,)),
-    ("model.position_offset model.position_pad_aware", SET, "model.position", ("learned",)),
-    ("model.rope_theta_local model.rope_mscale", SET, "model.position", ("rope",)),
-    ("model.rope_scaling", ("linear", "llama3", "yarn"), "model.position", ("rope",)),
-    ("model.rope_scaling", ("llama3", "yarn"), "model.rope_original_positions", SET),
-    ("model.shared_expert_d_ff model.dense_layers", SET, "model.num_experts", SET),
-    ("model.router_selection_bias", SET, "model.num_experts", SET),
-    ("model.expert_capacity", SET, "model.expert_capacity_factor", (0,)),
+    ("activation", ("clamped_silu",), "head", ("linear", "none")),
+    ("activation", ("clamped_silu",), "detector", (False,)),
+    ("kv_latent parallel_block router_selection_bias", SET, "stack", ("decoder", "encoder")),
+    ("num_encoder_layers", SET, "stack", ("encoder_decoder",)),
+    ("stack", ("encoder_decoder",), "num_encoder_layers", SET),
+    ("mtp_depth prefix_attention", SET, "stack", ("decoder",)),
+    ("position", LOOK_BACK, "stack", ("decoder",)),
+    ("position", LOOK_BACK, "prefix_attention", (False,)),
+    ("pooler next_sentence detector token_types global_attention", SET, "stack", ("encoder",)),
+    ("skip_first_norm", SET, "stack", ("encoder",)),
+    ("next_sentence", SET, "pooler", (True,)),
+    ("head", ("none",), "stack", ("encoder",)),
+    ("head", ("none",), "tied_embedding", (True,)),
+    ("head", ("none",), "head_bias", ("none",)),
+    ("query_latent", SET, "kv_latent", SET),
+    ("kv_latent", SET, "position", ("rope", "none")),
+    ("kv_latent", SET, "query_key_norm", ("none",)),
+    ("kv_latent", SET, "window", (0,)),
+    ("qkv_bias global_attention", SET, "kv_latent", (0,)),
+    ("position_offset position_pad_aware", SET, "position", ("learned",)),
+    ("rope_theta_local rope_mscale", SET, "position", ("rope",)),
+    ("rope_scaling", ("linear", "llama3", "yarn"), "position", ("rope",)),
+    ("rope_scaling", ("llama3", "yarn"), "rope_original_positions", SET),
+    ("shared_expert_d_ff dense_layers router_selection_bias", SET, "num_experts", SET),
+    ("expert_capacity", SET, "expert_capacity_factor", (0,)),
 )
 
 
@@ -189,8 +184,7 @@ class TransformerConfig:
             require_in(f"model.{key}", getattr(self, key), options)
         for name in self.attention_pattern.split(","):
             require_in("a name in model.attention_pattern", name, ("full", "local"))
-        values = {f"model.{field.name}": getattr(self, field.name) for field in fields(self)}
-        require_together(values, NEEDS)
+        require_together(vars(self), NEEDS, "model.")
         require_all(self._attention_rules() | self._position_rules())
         if self.num_experts:
             require_all(self._expert_rules())
