@@ -2,6 +2,8 @@
 2017 (arXiv:1706.03762) but for the order of its sines and cosines.
 """
 
+import dataclasses
+
 from lm.hub.bert import POST
 from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import ACTIVATIONS, Key, altered, without
@@ -89,7 +91,8 @@ BART = Family(
 )
 
 MARIAN_SIZES = without(SIZES, "max_position_embeddings")
-MARIAN = Family(
+MARIAN = dataclasses.replace(
+    BART,
     model_type="marian",
     architectures={"MarianMTModel": HEAD},
     keys=(
@@ -103,9 +106,6 @@ MARIAN = Family(
         "pad_token_id": lambda config: config.start_token,
         "forced_eos_token_id": lambda config: None,
     },
-    limits=HEADS_DIVIDE,
-    tensors=TENSORS,
-    copies=COPIES,
     # Sines and cosines, in old files.
     ignored=r"model\.(en|de)coder\.embed_positions\.weight",
 )

@@ -2,6 +2,8 @@
 encoder is BERT's by another name, with positions counted from the row after padding's.
 """
 
+import dataclasses
+
 from lm.hub import gpt2
 from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import ACTIVATIONS, Key, Windows, altered, without
@@ -83,7 +85,8 @@ BERT = Family(
 )
 
 HEAD = head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
-ROBERTA = Family(
+ROBERTA = dataclasses.replace(
+    BERT,
     model_type="roberta",
     architectures={"RobertaForMaskedLM": MASKED, "RobertaModel": HEADLESS},
     keys=(
@@ -100,10 +103,9 @@ ROBERTA = Family(
         ),
     ),
     always={**ALWAYS, "position_pad_aware": True},
-    required=REQUIRED,
-    limits=HEADS_DIVIDE,
     tensors=(*encoder("roberta"), *HEAD),
     copies={"lm_head.decoder.bias": "lm_head.bias"},
+    renamed={},
     prefix="roberta.",
     ignored=r"roberta\.embeddings\.position_ids",
 )
@@ -111,18 +113,17 @@ ROBERTA = Family(
 SELF = "longformer.encoder.layer.{layer}.attention.self."
 GLOBAL = ("query_global", "key_global", "value_global")
 EVEN = {"attention_window={window} must be even": lambda config: config.window % 2 == 0}
-LONGFORMER = Family(
+LONGFORMER = dataclasses.replace(
+    ROBERTA,
     model_type="longformer",
     architectures={"LongformerForMaskedLM": MASKED, "LongformerModel": HEADLESS},
     keys=(*altered(ROBERTA.keys, vocab_size=30522), Windows(512, theirs="attention_window")),
     always={**ROBERTA.always, "global_attention": True},
-    required=REQUIRED,
     limits={**HEADS_DIVIDE, **EVEN},
     tensors=(
         *(*encoder("longformer"), *HEAD),
         *attention(SELF, "layers/attention/global_", GLOBAL),
     ),
-    copies=ROBERTA.copies,
     prefix="longformer.",
     ignored=r"longformer\.embeddings\.position_ids",
 )

@@ -35,6 +35,7 @@ STANDARD = {
     **dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), False),
     "attention_sinks": False,
     "attention_backend": "plain",  # another may be another function
+    "d_ff": lambda model: 4 * model["d_model"],
     "num_kv_heads": lambda model: model["num_heads"],
     "head_width": lambda model: model["d_model"] // model["num_heads"],
     "attention_scale": lambda model: model["head_width"] ** -0.5,

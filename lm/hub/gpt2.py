@@ -26,15 +26,8 @@ SIZES = (
     Key("resid_pdrop", "residual_dropout", 0.1),
     Key("tie_word_embeddings", "tied_embedding", True),
 )
-ALWAYS = {
-    "position": "learned",
-    "norm": "layer_norm",
-    "norm_bias": True,
-    "gated": False,
-    "qkv_bias": True,
-    "attention_output_bias": True,
-    "feedforward_bias": True,
-}
+ALWAYS = {"position": "learned", "norm": "layer_norm", "norm_bias": True}
+ALWAYS |= dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), True)
 QUERY_KEY_VALUE = {"query_DNH": "D,NH", "key_DKH": "D,KH", "value_DKH": "D,KH"}
 QUERY_KEY_VALUE_BIAS = {"query_bias_NH": "NH", "key_bias_KH": "KH", "value_bias_KH": "KH"}
 FUSED_ATTENTION = (
@@ -73,18 +66,16 @@ GPT2 = Family(
         Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
     ),
     always={**ALWAYS, "scaled_residual_init": True},
-    required={
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },
+    required={"scale_attn_weights": True, "add_cross_attention": False}
+    | {"scale_attn_by_inverse_layer_idx": False},
     limits=HEADS_DIVIDE,
     tensors=(*TABLES, *PRE_NORMS, *FUSED_ATTENTION, *BIASES, HEAD),
     prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.(masked_)?bias",
 )
 
-GPT = Family(
+GPT = dataclasses.replace(
+    GPT2,
     model_type="openai-gpt",
     architectures={"OpenAIGPTLMHeadModel": {}},
     keys=(
@@ -92,13 +83,8 @@ GPT = Family(
         # Its "gelu" is the tanh form.
         Key("afn", "activation", "gelu_tanh", {**ACTIVATIONS, "gelu": "gelu_tanh"}),
     ),
-    always={
-        **ALWAYS,
-        "norm_placement": "post",
-        "final_norm": False,
-        "d_ff": lambda model: 4 * model["d_model"],
-    },
-    limits=HEADS_DIVIDE,
+    always={**ALWAYS, "norm_placement": "post", "final_norm": False},
+    required={},
     tensors=(
         plain("transformer.tokens_embed.weight", "embed/table_VD"),
         plain("transformer.positions_embed.weight", "positions/table_PD"),
@@ -106,8 +92,6 @@ GPT = Family(
         *norm(LAYER + "ln_2", "layers/feedforward_residual_norm"),
         *(*FUSED_ATTENTION, *BIASES, HEAD),
     ),
-    prefix="transformer.",
-    ignored=GPT2.ignored,
 )
 
 
@@ -139,7 +123,8 @@ class Alternation:
 
 NEO = LAYER + "attn.attention."
 
-GPT_NEO = Family(
+GPT_NEO = dataclasses.replace(
+    GPT,
     model_type="gpt_neo",
     architectures={"GPTNeoForCausalLM": {}},
     keys=(
@@ -159,7 +144,6 @@ GPT_NEO = Family(
         Alternation(),
     ),
     always={**ALWAYS, "qkv_bias": False, "attention_scale": 1.0},
-    limits=HEADS_DIVIDE,
     tensors=(
         *(*TABLES, *PRE_NORMS),
         *attention(NEO, "layers/attention/", ("q_proj", "k_proj", "v_proj", "out_proj")),
@@ -167,6 +151,5 @@ GPT_NEO = Family(
         *linear(LAYER + "mlp.c_proj", "layers/feedforward/down_FD"),
         HEAD,
     ),
-    prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",
 )

@@ -2,6 +2,8 @@
 has experts in place of some feed-forwards.
 """
 
+import dataclasses
+
 from lm.hub.family import Family
 from lm.hub.keys import ACTIVATIONS, Key, altered
 from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
@@ -27,7 +29,6 @@ ALWAYS = {
     "attention_scale": 1.0,
     "initializer": "t5",
 }
-WRITTEN = {"pad_token_id": lambda config: config.start_token}
 COPIES = {f"{name}.embed_tokens.weight": "shared.weight" for name in ("encoder", "decoder")}
 UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 
@@ -106,7 +107,7 @@ T5 = Family(
         ),
     ),
     always=ALWAYS,
-    written=WRITTEN,
+    written={"pad_token_id": lambda config: config.start_token},
     tensors=tensors(dense),
     copies=COPIES,
     prefix="",
@@ -126,7 +127,8 @@ def sparse_layers(name, ours):
 
 
 OFTEN = "lm has experts in all or in every second layer, not in every {experts_every}th"
-SWITCH = Family(
+SWITCH = dataclasses.replace(
+    T5,
     model_type="switch_transformers",
     architectures={"SwitchTransformersForConditionalGeneration": {}},
     keys=(
@@ -138,16 +140,8 @@ SWITCH = Family(
         sparse_layers("num_sparse_encoder_layers", "num_encoder_layers"),
         sparse_layers("num_sparse_decoder_layers", "num_layers"),
     ),
-    always={
-        **ALWAYS,
-        "gated": False,
-        "logit_scale": lambda model: scale(model["tied_embedding"], model),
-    },
+    always=ALWAYS | {"logit_scale": lambda model: scale(model["tied_embedding"], model)},
     required={"router_dtype": "float32"},
     limits={OFTEN: lambda config: config.experts_every <= 2},
-    written=WRITTEN,
     tensors=tensors(sparse),
-    copies=COPIES,
-    prefix="",
-    ignored=UNUSED,
 )
