@@ -116,7 +116,7 @@ class Tokenizer:
         found = self.library.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, found, strict=True):
             if self.characters and len(encoding) < len(text):
-                unknown = min({*text} - self.characters)
+                unknown = next(letter for letter in text if letter not in self.characters)
                 raise UserError(
                     f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the "
                     f"{self.size} of the tokenizer; leave it out, or train with "
