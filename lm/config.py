@@ -175,6 +175,9 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    dcn_data: int
+    dcn_fsdp: int
+    dcn_tensor: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +193,8 @@ class OptimConfig:
     eps: float
     weight_decay: float
     decay: str
+    shard_moments: bool
+    offload_moments: bool
     clip_norm: float
     router_bias_step: float
 
@@ -307,10 +312,6 @@ class Config:
         """{what a user is told: whether it holds}"""
         objective, model, data = self.objective, self.model, self.data
         parts, length = self.train.accumulation_steps, data.sequence_length
-        chunk = objective.logits_chunk or 1
-        of, chunked = "sequence", length
-        if model.stack == "encoder_decoder":  # 0: not known before the examples are
-            of, chunked = "target", data.target_length
         pairs = objective.family == "same" and model.token_types >= 2
         contiguous = data.order == "contiguous" and data.separate_documents
         return {
@@ -322,8 +323,6 @@ class Config:
             f"position_offset={model.position_offset}; make the one shorter or the other larger.": (
                 max(length, data.target_length) <= model.num_positions
             ),
-            f"objective.logits_chunk={chunk} does not divide data.{of}_length={chunked}; "
-            f"{math.gcd(chunk, chunked)} does.": chunked % chunk == 0,
             "objective.next_sentence needs objective.kind='masked' and model.token_types=2.": (
                 pairs or not objective.next_sentence
             ),
@@ -448,7 +447,8 @@ FREE = (
     *("mesh", "metrics", "evaluate", "checkpoint"),
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
     *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
-    *("model.scan_layers", "model.remat", "objective.logits_chunk"),
+    *("model.scan_layers", "model.remat", "model.offload", "objective.logits_chunk"),
+    *("optim.shard_moments", "optim.offload_moments"),
 )
 
 

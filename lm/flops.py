@@ -203,18 +203,18 @@ def checkpoint_bytes(config):
     return 3 * parameter_count(config) * ITEM_BYTES[config.param_dtype]
 
 
-def activation_bytes(config, tokens, logits_tokens, tensor=1):
+def activation_bytes(config, tokens, columns, tensor=1):
     """Activations that every way of training keeps at least: a floor, not an estimate.
 
     layer_inputs: what enters each layer, (L, tokens, D) in the compute dtype; with remat="full"
     that is all that layers keep. logits: one float32 copy of them. tokens: of one device and one
-    accumulation step; logits_tokens: as many of them as have their logits at one time.
+    accumulation step; columns: of the vocabulary, as many as have their logits at one time.
     """
     width = ITEM_BYTES[config.compute_dtype]
     layers = config.num_layers + config.num_encoder_layers + config.mtp_depth
     return {
         "layer_inputs": layers * tokens * config.d_model * width,
-        "logits": logits_tokens * config.vocab_size * 4 // tensor,
+        "logits": tokens * columns * 4 // tensor,
     }
 
 

@@ -265,11 +265,6 @@ TOGETHER = [
     (BOTH | {"data.target_length": 300, "model.max_positions": 256}, "target_length=300", None),
     ({"model.position_buckets": 31}, "must be even", {"model.position_buckets": 32}),
     ({"model.position_max_distance": 32}, "less than model.position_max_distance=32", None),
-    (
-        BOTH | {"objective.logits_chunk": 64, "data.target_length": 96},
-        "does not divide data.target_length=96; 32 does",
-        {"objective.logits_chunk": 32},
-    ),
     ({"data.special_tokens": "ends"}, "Did you mean 'end'", {"data.special_tokens": "end"}),
     ({"data.target_length": -1}, "0 (what is needed) or more", {"data.target_length": 0}),
 ]

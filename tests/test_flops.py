@@ -236,9 +236,9 @@ def test_bytes():
     }
     assert flops.checkpoint_bytes(config) == 3 * size
     assert flops.cache_bytes_per_token(config) == 2 * 3 * 2 * 6 * 2
-    assert flops.activation_bytes(config, tokens=64, logits_tokens=16, tensor=4) == {
+    assert flops.activation_bytes(config, tokens=64, columns=12, tensor=4) == {
         "layer_inputs": 3 * 64 * 16 * 2,
-        "logits": 16 * 48 * 4 // 4,
+        "logits": 64 * 12 * 4 // 4,
     }
 
 

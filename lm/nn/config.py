@@ -25,8 +25,10 @@ OPTIONS = {
     "initializer": ("normal", "truncated_normal", "fan_in", "glorot", "t5"),
     "param_dtype": DTYPES,
     "compute_dtype": DTYPES,
-    "remat": ("none", "dots", "full"),
 }
+REMATS = ("none", "dots", "full")
+# What a layer computes that can be kept, or kept on the host, for its backward pass, by name.
+TENSORS = ("layer_input", "query", "key", "value", "attention", "gate", "up")
 NUMBERS = {
     "1 or more": "vocab_size d_model num_layers num_heads num_kv_heads head_width d_ff "
     "max_positions rope_width value_width expert_d_ff experts_every router_groups "
@@ -177,11 +179,17 @@ class TransformerConfig:
     compute_dtype: str
     scan_layers: bool
     remat: str
+    offload: str
 
     def __post_init__(self):
         require_ranges("model", self, NUMBERS)
         for key, options in OPTIONS.items():
             require_in(f"model.{key}", getattr(self, key), options)
+        if self.remat not in REMATS:
+            for name in names(self.remat):
+                require_in("model.remat", name, (*REMATS, *TENSORS))
+        for name in names(self.offload):
+            require_in("model.offload", name, TENSORS)
         for name in self.attention_pattern.split(","):
             require_in("a name in model.attention_pattern", name, ("full", "local"))
         require_together(vars(self), NEEDS, "model.")
@@ -194,6 +202,10 @@ class TransformerConfig:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         widths = self.rope_width == self.value_width == self.head_width
         return {
+            f"model.offload={self.offload!r} with model.remat={self.remat!r}: what is offloaded is "
+            "an exception to recomputing; set model.remat=full, or the names of what stays here.": (
+                not self.offload or self.remat == "full" or self.remat not in REMATS
+            ),
             f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; take one of "
             f"{[n for n in range(1, heads + 1) if heads % n == 0]}.": heads % kv_heads == 0,
             f"model.window={self.window} and model.attention_pattern={self.attention_pattern!r} do "
@@ -333,3 +345,8 @@ class Stretch:
     def last(self):
         """The layer after it."""
         return self.first + self.cycles * self.period
+
+
+def names(text):
+    """The names in a list like "query,key"."""
+    return tuple(filter(None, text.split(",")))

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.nn.dropout import dropout
 from lm.nn.matmul import matmul
@@ -62,4 +63,4 @@ class FeedForward(nnx.Module):
         h_BTF = matmul(x_BTD, weight(getattr(self, f"{name}_DF"), x_BTD.dtype), "hidden")
         if self.config.feedforward_bias:
             h_BTF = biased(h_BTF, getattr(self, f"{name}_bias_F"))
-        return h_BTF
+        return checkpoint_name(h_BTF, name)

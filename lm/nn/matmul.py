@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from lm.mesh import ACTIVATIONS, current_mesh
+from lm.mesh import current_mesh, placed
 
 
 def matmul(x, w, name, contract=1):
@@ -19,4 +19,5 @@ def matmul(x, w, name, contract=1):
         inner = math.prod(w.shape[:contract])
         y = x.reshape(math.prod(lead), inner) @ w.reshape(inner, math.prod(out))
         return y.reshape(*lead, *out)
-    return jnp.tensordot(x, w, contract, out_sharding=ACTIVATIONS[name])
+    place = placed(name, x.shape)
+    return jnp.tensordot(x, w, contract, out_sharding=place)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.mesh import ACTIVATIONS, current_mesh, local
+from lm.mesh import ACTIVATIONS, current_mesh, local, put
 from lm.nn.params import matrix_init, param, weight
 
 
@@ -25,14 +25,19 @@ class LearnedPositions(nnx.Module):
         return looked_up(self.table_PD, positions_BT + self.config.position_offset)
 
 
-def looked_up(table, index_BT):
-    """The rows (B or 1, T, D) of a parameter, in its precision, in which gradients are summed: that
-    of a frequent row as precisely as the table is kept.
+def looked_up(table, index_BT, dtype=None):
+    """The rows (B or 1, T, D) of a parameter, in `dtype`, or else in its precision, in which
+    gradients are summed: that of a frequent row as precisely as the table is kept.
+
+    Over fsdp the table stays divided: each device looks its columns up for the tokens of all, and
+    they change places. That moves as much as the result has, and no table.
     """
-    table_VD = weight(table, table[...].dtype)
+    table_VD, dtype = table[...], dtype or table[...].dtype
     if current_mesh() is None or index_BT.shape[0] == 1:  # one row serves the whole batch
-        return table_VD[index_BT]
-    return table_VD.at[index_BT].get(out_sharding=ACTIVATIONS["residual"])
+        return weight(table, table_VD.dtype)[index_BT].astype(dtype)
+    index_BT = put(index_BT, "fsdp_tokens")
+    columns_BTD = table_VD.at[index_BT].get(out_sharding=ACTIVATIONS["columns"])
+    return put(columns_BTD.astype(dtype), "residual")
 
 
 class DistanceBuckets(nnx.Module):

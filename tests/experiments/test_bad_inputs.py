@@ -101,10 +101,6 @@ NEW = [
     ),
     (BOTH, ["<extra_id_0> to", "data.tokenizer=bpe data.special_tokens=sentinels"]),
     (
-        {**BOTH, **SENTINELS, "objective.logits_chunk": 4},
-        ["objective.logits_chunk=4 does not divide data.target_length=5; 1"],
-    ),
-    (
         {**BOTH, **SENTINELS, "objective.noise_rate": 0.8},
         ["target_length=", "longer than the position table", "make the one shorter"],
     ),
