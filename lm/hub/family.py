@@ -78,6 +78,7 @@ FREE = {
     **dict.fromkeys(("activation_dropout", "final_dropout", "router_jitter"), 0.0),
     "scan_layers": True,
     "remat": "none",
+    "offload": "",
 }
 # What transformers asks of families without a width of heads.
 HEADS_DIVIDE = {
