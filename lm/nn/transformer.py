@@ -434,7 +434,7 @@ class Transformer(Stack):
         return self.logits_of(*self.before_logits(hidden_BTD))
 
     def before_logits(self, hidden_BTD):
-        """What `logits_of` takes: states (B, T, D) and the columns of the head, {name: (..., V)}."""
+        """What `logits_of` takes: states (B, T, D), and columns of the head, {name: (..., V)}."""
         require(
             self.config.head != "none", "the model has no head, and so no logits; take its states."
         )

@@ -37,7 +37,7 @@ def collectives(text):
 
 def _computations(text):
     """({name: [(name, shape, operation, rest)]}, name of the entry)."""
-    computations, entry, current = {}, None, None
+    computations, entry, current = {}, None, []
     for line in text.splitlines():
         head = COMPUTATION.match(line)
         if head:
