@@ -88,9 +88,9 @@ def preset(name, count, make, *sizes, **more):
     return function
 
 
-def tiny_preset(large, count, name="tiny", **model):
+def tiny_preset(large, count, name="tiny", shrink=tiny, **model):
     """The preset `large` in the size of `tiny`, as a preset of the same file."""
     text = f"{count:,} parameters, of the shape of {large.__name__}, trained in seconds on a CPU."
-    function = preset(name, text, lambda: tiny(large(), **model))
+    function = preset(name, text, lambda: shrink(large(), **model))
     function.__module__ = large.__module__
     return function

@@ -24,6 +24,7 @@ import errno
 import importlib.util
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -69,6 +70,9 @@ class Parser(argparse.ArgumentParser):
             )
 
     def error(self, message):
+        if wrong := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
+            name, kind, text = wrong.groups()
+            raise UserError(f"{name}={text} must be a {'whole ' * (kind == 'int')}number.")
         raise UserError(message.removeprefix("argument ") + ".")
 
     def parse(self, argv):

@@ -69,9 +69,8 @@ class LanguageModel:
     def _run(self, wanted, tokens, target, rows):
         config = self.config
         needed = {"pooled": "pooler", "next_sentence": "next_sentence"}.get(wanted)
-        require(
-            needed is None or getattr(config, needed), f"the model has no {needed}; take another."
-        )
+        has = needed is None or getattr(config, needed)
+        require(has, f"the model has no {needed}; take another.")
         both = config.stack == "encoder_decoder"
         require(
             both == (target is not None),
@@ -96,21 +95,15 @@ class LanguageModel:
         config, start = self.config, "target_" if what == "target" else ""
         rows = {name: value for name, value in rows.items() if value is not None}
         sizes = {"positions": config.num_positions, "segments": math.inf, "padding_mask": 2}
-        if config.token_types:
-            sizes["token_types"] = config.token_types
-        if config.global_attention:
-            sizes["global_mask"] = 2
-        if config.prefix_attention:
-            sizes["prefix"] = 2
-        sizes = {f"{start}{name}": size for name, size in sizes.items()}
+        sizes |= {"token_types": config.token_types, "global_mask": 2 * config.global_attention}
+        sizes |= {"prefix": 2 * config.prefix_attention}
+        sizes = {f"{start}{name}": size for name, size in sizes.items() if size}
         for name in rows:
             told = did_you_mean(name, sizes)
             require(name in sizes, f"the model takes no {name}.{told}")
         mask, segments = f"{start}padding_mask", f"{start}segments"
-        require(
-            not {mask, segments} <= rows.keys(),
-            f"{mask} and {segments}: give one; segments 0 is padding.",
-        )
+        both = {mask, segments} <= rows.keys()
+        require(not both, f"{mask} and {segments}: give one; segments 0 is padding.")
         tokens = self._checked(what, tokens, config.vocab_size)
         require(
             f"{start}positions" in rows or tokens.shape[1] <= config.num_positions,

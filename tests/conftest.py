@@ -34,7 +34,6 @@ def trim(folder, limit):
             path.unlink(missing_ok=True)
 
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))

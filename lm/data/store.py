@@ -104,12 +104,11 @@ def open_data(config, tokenizer=None):
     if not tokenizer:
         contents = [each.content for each in texts]
         trained = [*contents, config.tokenizer, config.tokenizer_size, special]
-        folder = cache / "tokenizers" / hash_of(trained)
+        folder = cache / "trained" / hash_of(trained)  # "tokenizers" has others, of older versions
         published(folder, lambda empty: _train(config, texts).save(empty))
         tokenizer = tokenizers.load(local(folder))
-    keys, trains, validations = zip(
-        *(_stores(each, tokenizer, cache) for each in texts), strict=True
-    )
+    stores = [_stores(each, tokenizer, cache) for each in texts]
+    keys, trains, validations = zip(*stores, strict=True)
     if len(texts) == 1:
         return Data(tokenizer, trains[0], validations[0], keys[0])
     train, validation = (MixedStore(stores, weights) for stores in (trains, validations))
@@ -230,9 +229,8 @@ def _pieces(documents, what):
             yield opens, piece
             opens, done, now = False, done + len(piece) / 1e6, time.monotonic()
             if now > shown + REPORT_SECONDS:
-                report(
-                    f"{what}: {done:.0f} million characters, {done / (now - begun):.1f} a second"
-                )
+                speed = done / (now - begun)
+                report(f"{what}: {done:.0f} million characters, {speed:.1f} a second")
                 shown = now
 
 

@@ -256,9 +256,7 @@ class Attention(nnx.Module):
         return self._output(out_BTNH, self.output_NHD), cache
 
     def _globally(self, x_BTD, out_BTNH, context, key):
-        """out_BTNH, where tokens that are global have what they see of all others by projections of
-        their own (arXiv:2004.05150, section 3.1).
-        """
+        """out_BTNH, of global tokens by matrices of their own (arXiv:2004.05150, section 3.1)."""
         everything = dataclasses.replace(context.visible, window=0, global_BS=None)
         context = dataclasses.replace(context, visible=everything)
         projected = self._queries(x_BTD, "global_"), *self.keys_values(x_BTD, "global_")
@@ -385,10 +383,8 @@ def output_matrix(config):
 def check_backend(config):
     """Raise UserError unless the backend is registered and takes what this model needs."""
     name = config.attention_backend
-    require(
-        name in BACKENDS,
-        f"model.attention_backend={name!r} is not registered.{did_you_mean(name, BACKENDS)}",
-    )
+    told = f"model.attention_backend={name!r} is not registered."
+    require(name in BACKENDS, told + did_you_mean(name, BACKENDS))
     needed = {
         "cap": ("attention_cap", config.attention_cap > 0),
         "sinks_N": ("attention_sinks", config.attention_sinks),

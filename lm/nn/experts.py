@@ -283,9 +283,8 @@ def feed(config, weights, rows, product, spread):
             y = (y + spread(weights[f"{name}_bias"])).astype(y.dtype)
         return y
 
-    return affine(
-        "down", activate(config, **{name: affine(name, rows) for name in branches(config)})
-    )
+    branched = {name: affine(name, rows) for name in branches(config)}
+    return affine("down", activate(config, **branched))
 
 
 def _wide(x):

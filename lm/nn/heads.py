@@ -43,9 +43,7 @@ class TokenTypes(nnx.Module):
 
 
 class Head(nnx.Module):
-    """From hidden states to logits: with a transform before it, a matrix of its own unless the
-    embedding's is taken, and a bias, as far as the config has them.
-    """
+    """From hidden states to logits, with what config.head, tied_embedding and head_bias ask for."""
 
     def __init__(self, config):
         self.config = config

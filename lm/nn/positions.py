@@ -1,6 +1,4 @@
-"""How a model knows where a token stands: a table, sinusoids, rotated queries and keys, or what is
-added to scores.
-"""
+"""Where a token stands: a table, sinusoids, rotated queries and keys, or what scores get added."""
 
 import dataclasses
 import math
@@ -43,9 +41,7 @@ def looked_up(table, index_BT, dtype=None):
 
 
 class DistanceBuckets(nnx.Module):
-    """A number for each head and bucket of distances, which all layers add to their scores
-    (arXiv:1910.10683, section 2.1).
-    """
+    """What heads add to the scores of a bucket of distances (arXiv:1910.10683, section 2.1)."""
 
     def __init__(self, config):
         self.config = config

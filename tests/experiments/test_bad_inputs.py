@@ -13,8 +13,8 @@ from experiments.generate import generate
 from experiments.inspect import inspect
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
+from lm.data.tokenizer import of_characters
 
-CHARACTERS = '{"kind": "characters", "characters": "abc"}'
 # Files that a case may name: {folder} in its keys is where they lie.
 FILES = {
     "empty.txt": b"",
@@ -34,7 +34,7 @@ FILES = {
     "list.json": b"[1, 2]",
     "unknown.json": b'{"model": {"type": "Unheard"}, "version": "1.0"}',
     "wordless.json": b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
-    "abc.json": CHARACTERS.encode(),
+    "abc.json": of_characters("abc").definition.encode(),
     "file": b"",
 }
 
@@ -66,7 +66,10 @@ NEW = [
     ({"data.path": "{folder}/short.txt"}, ["training part has 1", "make it 1"]),
     ({"data.validation_path": "nowhere"}, ["data.validation_path=nowhere does not exist"]),
     ({"data.validation_path": "{folder}/empty.txt"}, ["data.validation_path=", "is empty"]),
-    ({"data.tokenizer": "{folder}/words.json"}, ["words.json is not JSON", "tokenizer.json"]),
+    (
+        {"data.tokenizer": "{folder}/words.json"},
+        ["words.json is not a tokenizer.json"],
+    ),
     ({"data.tokenizer": "{folder}/list.json"}, ["list.json is not a tokenizer.json"]),
     ({"data.tokenizer": "{folder}/unknown.json"}, ["unknown.json", "tokenizer.json"]),
     ({"data.tokenizer": "{folder}/wordless.json"}, ["wordless.json", "it has no tokens"]),
@@ -178,8 +181,12 @@ RESUMED = [
     (rewrite("config.json", lambda text: "[]"), {}, ["config.json", "mend it, or give another"]),
     (rewrite("config.json", lacking_a_key), {}, ["lacks optim.beta2", "mend it, or give another"]),
     (remove("config.json"), {}, ["no config.json", "put it back, or give another"]),
-    (rewrite("tokenizer.json", lambda text: text[:9]), {}, ["tokenizer.json is not JSON"]),
-    (rewrite("tokenizer.json", lambda text: "{}"), {}, ["it names no kind that we know"]),
+    (
+        rewrite("tokenizer.json", lambda text: text[:9]),
+        {},
+        ["json is not a tokenizer.json"],
+    ),
+    (rewrite("tokenizer.json", lambda text: "{}"), {}, ["Model missing"]),
     (remove("tokenizer.json"), {}, ["there is no tokenizer at"]),
     (
         rewrite("metrics.jsonl", lambda text: text.replace("\n", "\nfull disk\n", 1)),
