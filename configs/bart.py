@@ -24,11 +24,5 @@ def sized(num_layers, peak_lr, *sizes):
 
 bart_base = common.preset("bart_base", 139_420_416, sized, 6, 6e-4)
 bart_large = common.preset("bart_large", 406_291_456, sized, 12, 4e-4, *bert.LARGE[1:])
-
-
-def tiny():
-    """274,944 parameters, of the same shape, trained in seconds on a CPU."""
-    return common.tiny(bart_base(), num_layers=2)
-
-
+tiny = common.tiny_preset(bart_base, 274_944, num_layers=2)
 get_config = presets(bart_base, bart_large, tiny)

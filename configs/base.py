@@ -183,9 +183,12 @@ def model():
         # Compile one layer and loop over it: compile time does not grow with depth. Unrolled
         # gives the same numbers.
         scan_layers=True,
-        # What the backward pass recomputes: none, dots (all but matrix products) or full (each
-        # layer whole).
+        # What the backward pass recomputes: none, dots (all but matrix products), full (each layer
+        # whole), or full but for those of layer_input, query, key, value, attention (what heads
+        # give), gate and up that are named, as "query,key,value".
         remat="none",
+        # Those that wait for it in the host's memory, as "layer_input" (TPUs and GPUs).
+        offload="",
     )
 
 
@@ -215,8 +218,9 @@ def objective():
         temperature=0.05,
         # replaced: the weight of telling replaced tokens, beside that of filling masks (ELECTRA).
         detection_loss=50.0,
-        # Positions per step of the cross-entropy, so that logits (batch, sequence, vocabulary)
-        # never exist. 0: all at once, which is faster where they fit.
+        # Tokens of the vocabulary per step of the cross-entropy, so that logits (batch, sequence,
+        # vocabulary) never exist, nor the head gathered whole. 0: all at once, which is faster
+        # where it fits.
         logits_chunk=0,
         label_smoothing=0.0,
         # Coefficient of mean(log Z squared), which keeps logits from drifting (PaLM: 1e-4).
@@ -267,7 +271,8 @@ def data():
         separate_documents=True,
         # Batches prepared ahead by a background thread.
         prefetch=4,
-        # Token stores, shared by runs. Empty: $LM_CACHE, or else ~/.cache/lm.
+        # Token stores, shared by runs and, at a gs:// or s3:// URL, by machines, which copy them to
+        # ~/.cache/lm. Empty: $LM_CACHE, or else ~/.cache/lm.
         cache="",
     )
 
@@ -277,7 +282,12 @@ def mesh():
         # Devices along each axis; -1 in one of them takes what is left.
         data=-1,  # copies of the model, each with its part of the batch
         fsdp=1,  # as data, but weights and moments are divided too, and gathered a layer at a time
-        tensor=1,  # heads, hidden units and vocabulary divided
+        tensor=1,  # heads, hidden units and vocabulary, and between sublayers positions, divided
+        # The same over slices (TPUs) or hosts, which a slower network connects: an axis has as
+        # many devices as its size within a slice times this. -1: the slices there are.
+        dcn_data=1,
+        dcn_fsdp=1,
+        dcn_tensor=1,
     )
 
 
@@ -301,6 +311,11 @@ def optim():
         weight_decay=0.1,
         # What decays: matrices (all but norms and biases), kernels (nor the embeddings) or all.
         decay="matrices",
+        # Adam's moments divided over data too, where weights are copied (ZeRO-1,
+        # arXiv:1910.02054): gradients are scattered and weights gathered once in a step.
+        shard_moments=False,
+        # Moments in the host's memory, fetched in each step (TPUs and GPUs).
+        offload_moments=False,
         # Largest norm of the whole gradient. 0: never clipped.
         clip_norm=1.0,
         # How far a selection bias moves each step, up for experts with less than their share.

@@ -36,32 +36,23 @@ base_uncased = common.preset("base_uncased", 110_106_428, sized, 30_522)
 large_uncased = common.preset("large_uncased", 336_226_108, sized, 30_522, *LARGE)
 base_cased = common.preset("base_cased", 108_932_934, sized, 28_996)
 large_cased = common.preset("large_cased", 334_661_958, sized, 28_996, *LARGE)
-
-
-def tiny():
-    """144,130 parameters, of the same shape, trained in seconds on a CPU."""
-    return common.tiny_encoder(base_uncased())
+tiny = common.tiny_preset(base_uncased, 144_130, shrink=common.tiny_encoder)
 
 
 def tiny_electra():
-    """144,065 parameters, of the shape of base_uncased, which tells the tokens that it has replaced
-    (ELECTRA, arXiv:2003.10555); generator and discriminator are one but for their heads.
-    """
+    """144,065 parameters, of the shape of base_uncased, for ELECTRA's loss (arXiv:2003.10555)."""
     config = common.tiny_encoder(base_uncased(), next_sentence=False, pooler=False, detector=True)
     config.objective.update(kind="replaced", next_sentence=False)
     return config
 
 
 def tiny_simcse():
-    """144,000 parameters, of the shape of base_uncased, which tells texts from others under dropout
-    (SimCSE, arXiv:2104.08821).
-    """
+    """144,000 parameters, of the shape of base_uncased, for SimCSE's loss (arXiv:2104.08821)."""
     config = common.tiny_encoder(base_uncased(), next_sentence=False, residual_dropout=0.1)
     config.objective.update(kind="contrastive", next_sentence=False, pooling="pooler")
     config.train.num_steps = 250
     return config
 
 
-get_config = presets(
-    base_uncased, large_uncased, base_cased, large_cased, tiny, tiny_electra, tiny_simcse
-)
+SIZES = (base_uncased, large_uncased, base_cased, large_cased)
+get_config = presets(*SIZES, tiny, tiny_electra, tiny_simcse)

@@ -20,8 +20,9 @@ def llama_block(vocab_size, num_layers, d_model, num_heads, d_ff=None, peak_lr=3
     config.model.update(activation="silu", gated=True, tied_embedding=False)
     config.model.update(qkv_bias=False, attention_output_bias=False, feedforward_bias=False)
     config.model.update(scaled_residual_init=False, compute_dtype="bfloat16", remat="full")
+    config.model.attention_backend = "chunked"
     config.model.update(model)
-    config.objective.logits_chunk = 512
+    config.objective.logits_chunk = 8192
     budget(config, tokens=2e12, batch_size=1024, sequence_length=4096)
     config.optim.update(peak_lr=peak_lr, warmup_steps=2000, beta1=0.9, beta2=0.95, eps=1e-5)
     config.optim.update(final_lr_fraction=0.1, weight_decay=0.1, clip_norm=1.0)
@@ -48,6 +49,7 @@ def tiny(config, **model):
     vocabulary(config, 512)
     config.model.update(num_layers=4, d_model=64, num_heads=4, num_kv_heads=None, head_width=None)
     config.model.update(d_ff=None, max_positions=None, compute_dtype="float32", remat="none")
+    config.model.attention_backend = "plain"
     config.model.update(model)
     config.objective.logits_chunk = 0
     # Evaluation reads all of the held-out part: one hundredth keeps it at seconds.
@@ -86,9 +88,9 @@ def preset(name, count, make, *sizes, **more):
     return function
 
 
-def tiny_preset(large, count, name="tiny", **model):
+def tiny_preset(large, count, name="tiny", shrink=tiny, **model):
     """The preset `large` in the size of `tiny`, as a preset of the same file."""
     text = f"{count:,} parameters, of the shape of {large.__name__}, trained in seconds on a CPU."
-    function = preset(name, text, lambda: tiny(large(), **model))
+    function = preset(name, text, lambda: shrink(large(), **model))
     function.__module__ = large.__module__
     return function

@@ -16,9 +16,7 @@ from configs.common import preset, tiny_preset, vocabulary
 
 
 def sized(*sizes):
-    """Gemma with a norm on both sides of a branch and of each head's queries and keys, and a window
-    in five of six layers, which rotate faster.
-    """
+    """Gemma with more norms, and a window in five of six layers, which rotate faster."""
     config = gemma.sized(*sizes, length=32_768)
     vocabulary(config, 262_144)
     config.model.update(norm_placement="sandwich", query_key_norm="head")
@@ -40,10 +38,8 @@ gemma3_270m = preset("gemma3_270m", 268_098_176, sized, 18, 640, 4, 1, 256, 2048
 gemma3_1b = preset("gemma3_1b", 999_885_952, sized, 26, 1152, 4, 1, 256, 6912, 2e12)
 gemma3_4b = preset("gemma3_4b", 3_880_263_168, large, 34, 2560, 8, 4, 256, 10240, 4e12)
 gemma3_12b = preset("gemma3_12b", 11_766_034_176, large, 48, 3840, 16, 8, 256, 15360, 12e12)
-SCALE = {"attention_scale": 168**-0.5}  # 1 / sqrt(d_model / num_heads)
-gemma3_27b = preset(
-    "gemma3_27b", 27_009_346_304, large, 62, 5376, 32, 16, 128, 21504, 14e12, **SCALE
-)
+G27B = (62, 5376, 32, 16, 128, 21504, 14e12)  # scores are divided by sqrt(d_model / num_heads)
+gemma3_27b = preset("gemma3_27b", 27_009_346_304, large, *G27B, attention_scale=168**-0.5)
 TINY = {"num_layers": 6, "num_kv_heads": 2, "head_width": 32, "d_ff": 128, "window": 16}
 tiny = tiny_preset(gemma3_27b, 329_664, embedding_scale=8.0, attention_scale=0.25, **TINY)
 get_config = presets(gemma3_270m, gemma3_1b, gemma3_4b, gemma3_12b, gemma3_27b, tiny)

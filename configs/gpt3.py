@@ -22,7 +22,7 @@ def row(num_layers, d_model, num_heads, head_width, batch_size, peak_lr):
     config = gpt2.sized(num_layers, d_model, num_heads, peak_lr)
     config.model.update(head_width=head_width, attention_pattern="full,local", window=256)
     config.model.update(max_positions=None, remat="full")
-    config.objective.logits_chunk = 512
+    config.objective.logits_chunk = 8192
     budget(config, tokens=300e9, batch_size=batch_size, sequence_length=2048)
     config.optim.warmup_steps = round(375e6 / (batch_size * 2048))
     config.optim.decay_steps = round(260e9 / (batch_size * 2048))

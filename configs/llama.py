@@ -49,15 +49,14 @@ def llama3_2(*sizes):
     return scaled(32.0, *sizes, tokens=9e12, tied_embedding=True)
 
 
+GROUPED = {"num_kv_heads": 8}
 llama1_7b = preset("llama1_7b", 6_738_415_616, llama1, 1e12, 32, 4096, 32, 11008)
 llama1_13b = preset("llama1_13b", 13_015_864_320, llama1, 1e12, 40, 5120, 40, 13824)
 llama1_33b = preset("llama1_33b", 32_528_943_616, llama1, 1.4e12, 60, 6656, 52, 17920, 1.5e-4)
 llama1_65b = preset("llama1_65b", 65_285_660_672, llama1, 1.4e12, 80, 8192, 64, 22016, 1.5e-4)
 llama2_7b = preset("llama2_7b", 6_738_415_616, llama2, 32, 4096, 32, 11008)
 llama2_13b = preset("llama2_13b", 13_015_864_320, llama2, 40, 5120, 40, 13824)
-llama2_70b = preset(
-    "llama2_70b", 68_976_648_192, llama2, 80, 8192, 64, 28672, peak_lr=1.5e-4, num_kv_heads=8
-)
+llama2_70b = preset("llama2_70b", 68_976_648_192, llama2, 80, 8192, 64, 28672, 1.5e-4, **GROUPED)
 llama3_8b = preset("llama3_8b", 8_030_261_248, llama3, 32, 4096, 32, 14336)
 llama3_70b = preset("llama3_70b", 70_553_706_496, llama3, 80, 8192, 64, 28672, peak_lr=1.5e-4)
 llama3_1_405b = preset("llama3_1_405b", 405_853_388_800, scaled, 8.0, 126, 16384, 128, 53248, 8e-5)

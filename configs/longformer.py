@@ -22,11 +22,5 @@ def sized(*sizes):
 
 longformer_base = common.preset("longformer_base", 148_711_257, sized)
 longformer_large = common.preset("longformer_large", 434_653_273, sized, *bert.LARGE)
-
-
-def tiny():
-    """164,864 parameters, of the same shape, trained in seconds on a CPU: a window of 16."""
-    return common.tiny_encoder(longformer_base(), window=16)
-
-
+tiny = common.tiny_preset(longformer_base, 164_864, shrink=common.tiny_encoder, window=16)
 get_config = presets(longformer_base, longformer_large, tiny)

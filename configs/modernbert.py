@@ -8,8 +8,9 @@ length 8192 and a decay at the end. The data is yours. Not run here at full leng
     python -m experiments.train --config=configs/modernbert.py --workdir=runs/modernbert
 """
 
-from configs import bert, common
+from configs import bert
 from configs.base import presets
+from configs.common import budget, preset, tiny_encoder, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, d_ff, peak_lr, batch_size):
@@ -23,24 +24,15 @@ def sized(num_layers, d_model, num_heads, d_ff, peak_lr, batch_size):
     config.model.update(embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
     config.objective.update(next_sentence=False, static_masks=0, mask_rate=0.3)
     config.data.update(tokenizer="bpe", special_tokens="mask")
-    common.budget(config, tokens=1.7e12, batch_size=batch_size, sequence_length=1024)
+    budget(config, tokens=1.7e12, batch_size=batch_size, sequence_length=1024)
     warmup_steps = round(3e9 / (batch_size * 1024))
     config.optim.update(schedule="constant", peak_lr=peak_lr, warmup_steps=warmup_steps, beta2=0.98)
     config.optim.weight_decay = 1e-5
     return config
 
 
-modernbert_base = common.preset(
-    "modernbert_base", 149_655_232, sized, 22, 768, 12, 1152, 8e-4, 4608
-)
-modernbert_large = common.preset(
-    "modernbert_large", 395_881_664, sized, 28, 1024, 16, 2624, 5e-4, 4928
-)
-
-
-def tiny():
-    """177,280 parameters, of the same shape, trained in seconds on a CPU: windows of 16."""
-    return common.tiny_encoder(modernbert_base(), num_layers=4, d_ff=96, window=16)
-
-
+modernbert_base = preset("modernbert_base", 149_655_232, sized, 22, 768, 12, 1152, 8e-4, 4608)
+modernbert_large = preset("modernbert_large", 395_881_664, sized, 28, 1024, 16, 2624, 5e-4, 4928)
+TINY = {"num_layers": 4, "d_ff": 96, "window": 16}
+tiny = tiny_preset(modernbert_base, 177_280, shrink=tiny_encoder, **TINY)
 get_config = presets(modernbert_base, modernbert_large, tiny)

@@ -24,11 +24,5 @@ def sized(peak_lr, warmup_steps, *sizes):
 
 roberta_base = common.preset("roberta_base", 124_697_433, sized, 6e-4, 24_000)
 roberta_large = common.preset("roberta_large", 355_412_057, sized, 4e-4, 30_000, *bert.LARGE)
-
-
-def tiny():
-    """139,904 parameters, of the same shape, trained in seconds on a CPU."""
-    return common.tiny_encoder(roberta_base())
-
-
+tiny = common.tiny_preset(roberta_base, 139_904, shrink=common.tiny_encoder)
 get_config = presets(roberta_base, roberta_large, tiny)

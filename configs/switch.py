@@ -11,7 +11,7 @@ experts, where table 9 says 64. The data is yours. Not run here at full length.
 
 from configs import t5
 from configs.base import presets
-from configs.common import preset
+from configs.common import preset, tiny_preset
 
 
 def sized(make, num_experts, every, *sizes):
@@ -36,12 +36,7 @@ base_256 = preset("base_256", 14_664_154_368, released, 256)
 large = preset("large", 27_153_787_904, sized, t5.gated, 128, 2, 24, 1024, 16, 64, 2816)
 xxl = preset("xxl", 394_675_073_024, sized, t5.gated, 128, 2, 24, 4096, 64, 64, 10240)
 c = preset("c", 1_571_308_972_448, sized, t5.sized, 2048, 1, 15, 2080, 32, 64, 6144)
-
-
-def tiny():
-    """271,808 parameters, of the shape of base, trained in seconds on a CPU: 4 experts."""
-    return t5.shrunk(base_8(), num_experts=4, d_ff=128, logit_scale=64**-0.5)
-
-
+TINY = {"num_experts": 4, "d_ff": 128, "logit_scale": 64**-0.5}
+tiny = tiny_preset(base_8, 271_808, shrink=t5.shrunk, **TINY)
 BASE = (base_8, base_16, base_32, base_64, base_128, base_256)
 get_config = presets(*BASE, large, xxl, c, tiny)

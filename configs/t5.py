@@ -10,7 +10,7 @@ as many steps of warm-up. The data is yours. Not run here at full length.
 
 from configs import common
 from configs.base import base, presets
-from configs.common import preset
+from configs.common import preset, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, head_width, d_ff):
@@ -42,6 +42,11 @@ def gated(*sizes):
     return config
 
 
+def shrunk(config, **model):
+    """Heads that are not, together, as wide as the model."""
+    return common.tiny(config, num_layers=2, num_heads=3, head_width=16, **model)
+
+
 t5_small = preset("t5_small", 60_506_624, sized, 6, 512, 8, 64, 2048)
 t5_base = preset("t5_base", 222_903_552, sized, 12, 768, 12, 64, 3072)
 t5_large = preset("t5_large", 737_668_096, sized, 24, 1024, 16, 64, 4096)
@@ -53,21 +58,7 @@ t5_1_1_large = preset("t5_1_1_large", 783_150_080, gated, 24, 1024, 16, 64, 2816
 t5_1_1_xl = preset("t5_1_1_xl", 2_849_757_184, gated, 24, 2048, 32, 64, 5120)
 t5_1_1_xxl = preset("t5_1_1_xxl", 11_135_332_352, gated, 24, 4096, 64, 64, 10240)
 
-
-def tiny():
-    """238,528 parameters, of the shape of 1.0, trained in seconds on a CPU."""
-    return shrunk(t5_small(), logit_scale=64**-0.5)
-
-
-def tiny_1_1():
-    """275,392 parameters, of the shape of 1.1, trained in seconds on a CPU."""
-    return shrunk(t5_1_1_small(), d_ff=176)
-
-
-def shrunk(config, **model):
-    """Heads that are not, together, as wide as the model."""
-    return common.tiny(config, num_layers=2, num_heads=3, head_width=16, **model)
-
-
+tiny = tiny_preset(t5_small, 238_528, shrink=shrunk, logit_scale=64**-0.5)
+tiny_1_1 = tiny_preset(t5_1_1_small, 275_392, "tiny_1_1", shrink=shrunk, d_ff=176)
 T5_1_1 = (t5_1_1_small, t5_1_1_base, t5_1_1_large, t5_1_1_xl, t5_1_1_xxl)
 get_config = presets(t5_small, t5_base, t5_large, t5_3b, t5_11b, *T5_1_1, tiny, tiny_1_1)

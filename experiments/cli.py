@@ -24,6 +24,7 @@ import errno
 import importlib.util
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -33,6 +34,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lm.errors import RunError, UserError, did_you_mean, require
+from lm.paths import explain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,6 +70,9 @@ class Parser(argparse.ArgumentParser):
             )
 
     def error(self, message):
+        if wrong := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
+            name, kind, text = wrong.groups()
+            raise UserError(f"{name}={text} must be a {'whole ' * (kind == 'int')}number.")
         raise UserError(message.removeprefix("argument ") + ".")
 
     def parse(self, argv):
@@ -285,9 +290,10 @@ def _status(command, argv):
         # Whoever read our output has gone, as `head` does; Python must not find that out again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (UserError, RunError) as error:
-        return _end(error, 2 if isinstance(error, UserError) else 1)
-    except (MemoryError, OSError, RuntimeError, AssertionError) as error:
+    except Exception as error:
+        error = explain(error) or error
+        if isinstance(error, UserError | RunError):
+            return _end(error, 2 if isinstance(error, UserError) else 1)
         line = _explain(error)
         if line is None:
             raise

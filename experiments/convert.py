@@ -9,12 +9,13 @@ and transformers load it. The other way needs no conversion: `lm.load` and every
 a model read such a folder.
 """
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from experiments import cli
+from lm.errors import require_path
+from lm.paths import as_path
 
 # What a tokenizer of the hub has besides tokenizer.json, and how its model is sampled.
 COPIED = (
@@ -40,6 +41,7 @@ flags.add_argument(
 
 def convert(argv):
     arguments = flags.parse(argv)
+    require_path("--target", arguments.target)
     from lm.hub.convert import export_model
     from lm.model import load
     from lm.nn.params import count_parameters
@@ -49,7 +51,7 @@ def convert(argv):
     told = []
 
     def finish(folder):
-        copy_tokenizer(Path(arguments.source).expanduser(), folder)
+        copy_tokenizer(as_path(arguments.source), folder)
         told.append(compare_logits(model, load(folder)))
 
     family = export_model(model, arguments.target, arguments.family, finish=finish)
@@ -65,7 +67,7 @@ def copy_tokenizer(source, target):
     """The files of a tokenizer that lm does not write itself."""
     for name in COPIED:
         if (source / name).is_file() and not (target / name).exists():
-            shutil.copy(source / name, target / name)
+            (target / name).write_bytes((source / name).read_bytes())
 
 
 def compare_logits(model, again):

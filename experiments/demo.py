@@ -34,9 +34,8 @@ def demo(argv):
     keys = cli.load_config(CONFIG, {})
     num_steps = int(arguments.steps) or keys.train.num_steps
     least = 4 * keys.checkpoint.every_steps
-    require(
-        num_steps >= least, f"--steps={num_steps} is too few to be killed in; {least} is enough."
-    )
+    told = f"--steps={num_steps} is too few to be killed in; {least} is enough."
+    require(num_steps >= least, told)
     workdir = free_workdir()
     command = [*(sys.executable, "-m", "experiments.train", f"--config={CONFIG}")]
     command += [f"--workdir={workdir}", f"--config.train.num_steps={num_steps}"]
@@ -138,9 +137,8 @@ def compare_models(workdir):
         print(f"  {name:12} {value:6.3f}  {'#' * round(12 * value)}")
     if bits["this model"] >= bits["bigram"]:
         raise RunError("the model is no better than a bigram model.")
-    samples = lm.generate(
-        model, list(PROMPTS), SAMPLE_TOKENS, num_samples=SAMPLES, temperature=TEMPERATURE
-    )
+    settings = {"num_samples": SAMPLES, "temperature": TEMPERATURE}
+    samples = lm.generate(model, list(PROMPTS), SAMPLE_TOKENS, **settings)
     pairs = list(zip(PROMPTS, samples, strict=True))
     texts = [prompt + one.text for prompt, many in pairs for one in many]
     random = np.random.default_rng(0)

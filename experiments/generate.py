@@ -15,42 +15,43 @@ import time
 
 import lm
 from experiments import cli
-from lm.errors import UserError
+from lm.axes import AXES
 
 flags = cli.Parser(__doc__, config="none")
 flags.add_argument("--workdir", required=True, metavar="FOLDER", help="the run to sample from")
 flags.add_argument("--prompt", metavar="TEXT", action="append", help="what to continue")
-flags.add_argument("--num_tokens", default="100", metavar="N", help="at most, a sample (100)")
-flags.add_argument("--num_samples", default="1", metavar="N", help="samples of each prompt (1)")
-flags.add_argument("--temperature", default="1", metavar="X", help="0: greedy; 1: as trained (1)")
-flags.add_argument("--top_k", default="0", metavar="N", help="of the N likeliest only; 0: all (0)")
-flags.add_argument("--top_p", default="1", metavar="P", help="of the likeliest that reach P (1)")
-flags.add_argument("--seed", default="0", metavar="N", help="another seed, other samples (0)")
-flags.add_argument("--step", metavar="N", help="a run's checkpoint; without, the newest")
-flags.add_argument("--mesh.data", metavar="N", help="copies of the model, for many samples")
-flags.add_argument("--mesh.fsdp", metavar="N", help="the same, each with its part of the weights")
-flags.add_argument("--mesh.tensor", metavar="N", help="devices that share each product")
-flags.add_argument("--json", action="store_true", help="print a JSON object for each sample")
-
-NUMBERS = {
-    **dict.fromkeys(("num_tokens", "num_samples", "top_k", "seed"), int),
-    **dict.fromkeys(("temperature", "top_p"), float),
-    **dict.fromkeys(("step", "mesh.data", "mesh.fsdp", "mesh.tensor"), int),
+SETTINGS = {
+    "num_tokens": (100, "at most, a sample"),
+    "num_samples": (1, "samples of each prompt"),
+    "temperature": (1.0, "0: greedy; 1: as trained"),
+    "top_k": (0, "of the N likeliest only; 0: all"),
+    "top_p": (1.0, "of the likeliest that reach N"),
+    "seed": (0, "another seed, other samples"),
 }
+for name, (value, told) in SETTINGS.items():
+    told = f"{told} ({value:g})"
+    flags.add_argument(f"--{name}", type=type(value), default=value, metavar="N", help=told)
+flags.add_argument("--step", type=int, metavar="N", help="a run's checkpoint; without, the newest")
+for axis, told in (
+    ("data", "copies of the model, for many samples"),
+    ("fsdp", "the same, each with its part of the weights"),
+    ("tensor", "devices that share each product"),
+):
+    flags.add_argument(f"--mesh.{axis}", type=int, metavar="N", help=told)
+flags.add_argument("--json", action="store_true", help="print a JSON object for each sample")
 
 
 def generate(argv):
     arguments = flags.parse(argv)
     # A shell may pass broken UTF-8.
     prompts = [text.encode(errors="replace").decode() for text in arguments.prompt or [""]]
-    settings = numbers(arguments)
-    step = settings.pop("step", None)
-    axes = [name for name in settings if name.startswith("mesh.")]
-    mesh = {name.removeprefix("mesh."): settings.pop(name) for name in axes}
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    settings = {name: given[name] for name in SETTINGS}
+    mesh = {axis: given[f"mesh.{axis}"] for axis in AXES if f"mesh.{axis}" in given}
     from lm.sampling.sample import check_settings
 
     check_settings(**settings)
-    model = lm.load(arguments.workdir, step, mesh or None)
+    model = lm.load(arguments.workdir, arguments.step, mesh or None)
     if model.config.stack == "encoder":
         for prompt in prompts:
             show_filled(prompt, *lm.fill(model, prompt), arguments.json)
@@ -62,20 +63,6 @@ def generate(argv):
     count = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
     speed = f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s"
     print(f"{speed}, compilation included", file=sys.stderr)
-
-
-def numbers(arguments):
-    """{name: number} of the flags that are NUMBERS and are given or have a default."""
-    found = {}
-    for name, kind in NUMBERS.items():
-        text = getattr(arguments, name)
-        if text is not None:
-            try:
-                found[name] = kind(text)
-            except ValueError:
-                whole = "whole " if kind is int else ""
-                raise UserError(f"--{name}={text} must be a {whole}number.") from None
-    return found
 
 
 def show_filled(prompt, text, blanks, as_json):
@@ -101,11 +88,8 @@ def show(prompts, samples, as_json, after_prompt=True):
         for prompt, number, sample in rows:
             print(json.dumps({"prompt": prompt, "sample": number, **dataclasses.asdict(sample)}))
     else:
-        print(
-            f"\n{'-' * 20}\n".join(
-                f"{prompt if after_prompt else ''}{sample.text}" for prompt, _, sample in rows
-            )
-        )
+        texts = ((prompt if after_prompt else "") + sample.text for prompt, _, sample in rows)
+        print(f"\n{'-' * 20}\n".join(texts))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m experiments.inspect --config=configs/gpt2.py:small [--devices=8] [--json]
     python -m experiments.inspect --workdir=runs/a
+    python -m experiments.inspect --config=configs/llama.py --config.mesh.fsdp=8 --sharding
 
 Everything is arithmetic on descriptions (lm/flops.py); no array is made and no device is used.
 """
@@ -9,18 +10,26 @@ Everything is arithmetic on descriptions (lm/flops.py); no array is made and no 
 import dataclasses
 import json
 import math
+import sys
 import types
-from pathlib import Path
 
 from experiments import cli
 from lm.axes import axis_sizes
 from lm.config import Config, DataConfig, build, resolve
 from lm.errors import UserError, require
+from lm.paths import as_path
 
 flags = cli.Parser(__doc__, config="optional")
 flags.add_argument("--workdir", metavar="FOLDER", help="a run, instead of --config")
 flags.add_argument(
     "--devices", type=int, metavar="N", help="suppose N devices; without, as few as the mesh takes"
+)
+flags.add_argument(
+    "--sharding",
+    nargs="?",
+    const="sharding.png",
+    metavar="PICTURE",
+    help="where every tensor lies and why, and a picture of it, sharding.png",
 )
 flags.add_argument("--json", action="store_true", help="print JSON")
 
@@ -39,10 +48,38 @@ def inspect(argv):
         config, assumed = resolve_alone(arguments.config)
         run = {}
     else:
-        config, assumed = read_config(Path(arguments.workdir)), []
-        run = {"checkpoints": checkpoint_steps(Path(arguments.workdir))}
+        workdir = as_path(arguments.workdir, "--workdir")
+        config, assumed = read_config(workdir), []
+        run = {"checkpoints": checkpoint_steps(workdir)}
+    if arguments.sharding:
+        explain_sharding(config, arguments)
+        return
     report = {**costs(config, arguments.devices), **run, "assumed": assumed}
     print(json.dumps(report, indent=2) if arguments.json else text(report))
+
+
+def explain_sharding(config, arguments):
+    """Print where every tensor lies, and draw it."""
+    from lm.plan.sharding import draw, placements, text
+
+    sizes = axis_sizes(dataclasses.asdict(config.mesh), arguments.devices, supposed=True)
+    check(config, sizes)
+    rows = placements(config, sizes)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    else:
+        print(text(rows, readable_bytes))
+    draw(rows, sizes, arguments.sharding)
+    print(f"picture: {arguments.sharding}", file=sys.stderr)
+
+
+def check(config, sizes):
+    """Raise UserError unless a mesh of these sizes, {axis: size}, divides the model."""
+    if math.prod(sizes.values()) > 1:
+        from lm.mesh import check_mesh
+
+        mesh, parts = types.SimpleNamespace(shape=sizes), config.train.accumulation_steps
+        check_mesh(mesh, config.model, config.data.batch_size, parts)
 
 
 def resolve_alone(keys):
@@ -85,8 +122,9 @@ def read_config(workdir):
 
 
 def checkpoint_steps(workdir):
-    """The steps that a run has checkpoints of; a folder named by a number is whole."""
-    return sorted(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+    """The steps that a run has checkpoints of; with a manifest, one is whole."""
+    folders = [path.parent.name for path in workdir.glob("checkpoints/*/manifest.json")]
+    return sorted(int(name) for name in folders if name.isdigit())
 
 
 def costs(config, devices=None):
@@ -99,14 +137,10 @@ def costs(config, devices=None):
     model, data, steps = config.model, config.data, config.train.num_steps
     mesh = axis_sizes(dataclasses.asdict(config.mesh), devices, supposed=True)
     fsdp, tensor = mesh["fsdp"], mesh["tensor"]
-    if math.prod(mesh.values()) > 1:
-        from lm.mesh import check_mesh
-
-        parts = config.train.accumulation_steps
-        check_mesh(types.SimpleNamespace(shape=mesh), model, data.batch_size, parts)
+    check(config, mesh)
     rows = data.batch_size // config.train.accumulation_steps // (mesh["data"] * fsdp)
     tokens_per_step = data.batch_size * data.sequence_length
-    chunk = config.objective.logits_chunk or data.sequence_length
+    columns = min(config.objective.logits_chunk or model.vocab_size, model.vocab_size)
     per_token = {
         convention: flops.training_flops_per_token(model, data.sequence_length, convention)
         for convention in flops.CONVENTIONS
@@ -120,7 +154,7 @@ def costs(config, devices=None):
         "mesh": mesh,
         "bytes_per_device": {
             **flops.state_bytes(model, fsdp, tensor),
-            **flops.activation_bytes(model, rows * data.sequence_length, rows * chunk, tensor),
+            **flops.activation_bytes(model, rows * data.sequence_length, columns, tensor),
         },
         "checkpoint_bytes": flops.checkpoint_bytes(model),
         "cache_bytes_per_token": flops.cache_bytes_per_token(model),
@@ -146,12 +180,14 @@ def text(report):
     if report["active_parameters"] != report["parameters"]:
         lines.append(("parameters that a token meets", f"{report['active_parameters']:,}"))
     lines += [("", ""), (f"memory of a device, mesh {mesh}", "")]
-    lines += [(f"  {kind.replace('_', ' ')}", _bytes(size)) for kind, size in memory.items()]
     lines += [
-        ("  together, at least", _bytes(sum(memory.values()))),
-        ("a checkpoint", _bytes(report["checkpoint_bytes"])),
-        ("the cache, a token", _bytes(report["cache_bytes_per_token"])),
-        ("the cache, a sequence", _bytes(report["cache_bytes"])),
+        (f"  {kind.replace('_', ' ')}", readable_bytes(size)) for kind, size in memory.items()
+    ]
+    lines += [
+        ("  together, at least", readable_bytes(sum(memory.values()))),
+        ("a checkpoint", readable_bytes(report["checkpoint_bytes"])),
+        ("the cache, a token", readable_bytes(report["cache_bytes_per_token"])),
+        ("the cache, a sequence", readable_bytes(report["cache_bytes"])),
         ("", ""),
         ("FLOPs of a token in training", f"{per_token['causal']:.4g}"),
         ("  as PaLM counts, for its MFU", f"{per_token['palm']:.4g}"),
@@ -174,7 +210,7 @@ def text(report):
     return "\n".join(f"{name:32}{value:>20}".rstrip() for name, value in lines)
 
 
-def _bytes(size):
+def readable_bytes(size):
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(len(units) - 1, int(math.log(max(size, 1), 1024)))
     return f"{size / 1024**power:.4g} {units[power]}"

@@ -16,13 +16,13 @@ import os
 import sys
 import time
 from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
 
 from experiments import cli
 from lm.cluster.memory import keep_freed_memory
 from lm.cluster.processes import together
 from lm.config import Config, build, differences, resolve
-from lm.errors import RunError, UserError, require, require_path
+from lm.errors import RunError, UserError, require
+from lm.paths import as_path, is_url, write
 
 flags = cli.Parser(__doc__)
 flags.add_argument(
@@ -40,9 +40,8 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 def train(argv):
     arguments = flags.parse(argv)
     require(arguments.workdir, "--workdir= is empty; name a folder.")
-    require_path("--workdir", arguments.workdir)
     resolve(arguments.config, tokenizer_size=1)  # what is wrong without any text is said at once
-    workdir = Path(arguments.workdir)
+    workdir = as_path(arguments.workdir, "--workdir")
     xla_flags = os.environ.get("XLA_FLAGS", "")
     if arguments.config.train.deterministic and DETERMINISTIC not in xla_flags:
         os.environ["XLA_FLAGS"] = f"{xla_flags} {DETERMINISTIC}"
@@ -92,11 +91,10 @@ def read_config(workdir):
 
     Raises UserError too if metrics.jsonl is damaged, of which no curve could be drawn at the end.
     """
-    from lm.track.metrics import read_metrics
+    from lm.track.metrics import logged, read_metrics
 
     path, metrics = workdir / "config.json", workdir / "metrics.jsonl"
-    logged = metrics.is_file() and metrics.stat().st_size
-    if not logged and not any((workdir / "checkpoints").glob("*")):
+    if not logged(metrics) and not any((workdir / "checkpoints").glob("*")):
         return None
     require(
         path.exists(), f"{workdir} holds a run but no {path.name}; put it back, or give another."
@@ -109,7 +107,7 @@ def read_config(workdir):
             f"{path} is not the configuration of a run of this version ({error}); "
             "mend it, or give another --workdir."
         ) from error
-    if logged:
+    if logged(metrics):
         read_metrics(metrics)
     return saved
 
@@ -221,6 +219,9 @@ def until_spike(state, step, make, config, hooks):
 @contextmanager
 def alone(workdir):
     """Make the workdir, and hold it: of two runs at once each would remove what the other saves."""
+    if is_url(workdir):  # a bucket has no lock that a killed run would let go
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     folder = os.open(workdir, os.O_RDONLY)
     try:
@@ -242,9 +243,7 @@ def write_start(workdir, data, config, hosts):
     from lm.track.environment import write_environment
 
     data.tokenizer.save(workdir)
-    half = workdir / "config.json.half"
-    half.write_text(json.dumps(content(data, config), indent=2) + "\n")
-    half.replace(workdir / "config.json")
+    write(workdir / "config.json", json.dumps(content(data, config), indent=2) + "\n")
     write_environment(workdir, hosts)
 
 
@@ -340,6 +339,8 @@ def timed(checkpoints, writer):
     """checkpoints.save, which with a writer logs how long the run waited, and how long it took."""
 
     def save(step, *saved):
+        if writer is not None:
+            writer.flush()  # what came before a checkpoint is not logged again
         began = time.perf_counter()
         checkpoints.save(step, *saved)
         if writer is None:
@@ -371,9 +372,9 @@ def evaluator(model, config, data, mesh, examples):
 def finish(workdir, first, step, config, why):
     """Draw the curve and say how it ended."""
     from lm.analysis.curve import draw_curve
-    from lm.track.metrics import read_metrics
+    from lm.track.metrics import logged, read_metrics
 
-    if (workdir / "metrics.jsonl").stat().st_size:
+    if logged(workdir / "metrics.jsonl"):
         draw_curve(read_metrics(workdir / "metrics.jsonl"), workdir / "curve.png", workdir.name)
     if why:
         print(f"{why}: saved at step {step} of {config.train.num_steps}; the same command resumes.")

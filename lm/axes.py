@@ -7,17 +7,43 @@ from lm.errors import UserError, require
 AXES = ("data", "fsdp", "tensor")
 
 
-def axis_sizes(sizes, num_devices=None, supposed=False):
+def axis_sizes(sizes, num_devices=None, supposed=False, num_slices=None):
     """{axis: size} of a mesh on num_devices; in `sizes`, a size of -1 takes what is left.
 
-    num_devices: 1 or more; None: the fewest that these sizes take. supposed: not those there are.
-    Raises UserError if the product of the sizes is not the number of devices.
+    sizes: of each axis within a slice and, as "dcn_data", over slices. num_devices: 1 or more;
+    None: the fewest that these sizes take. supposed: not those there are. num_slices: None: as many
+    as these sizes take. Raises UserError if the product of the sizes is not the number of devices.
     """
-    written = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    within, over = divided_sizes(sizes, num_devices, supposed, num_slices)
+    return {axis: within[axis] * over[axis] for axis in AXES}
+
+
+def divided_sizes(sizes, num_devices=None, supposed=False, num_slices=None):
+    """({axis: size within a slice}, {axis: size over slices}); as `axis_sizes`."""
+    over = _filled({f"dcn_{axis}": sizes.get(f"dcn_{axis}", 1) for axis in AXES}, num_slices)
+    slices = math.prod(over.values())
+    within = {axis: sizes.get(axis, 1) for axis in AXES}
+    if num_devices is not None:
+        require(
+            num_devices % slices == 0,
+            f"{_written(sizes)} needs {slices} slices of as many devices each, into which "
+            f"{num_devices} do not divide; make mesh.dcn_data=1.",
+        )
+        num_devices //= slices
+    within = _filled(within, num_devices, supposed)
+    return within, {axis: over[f"dcn_{axis}"] for axis in AXES}
+
+
+def _written(sizes):
+    return " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+
+
+def _filled(sizes, count, supposed=False):
+    """The sizes with -1 replaced by what is left of `count`, of which their product must be all."""
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     require(
         len(open_axes) <= 1,
-        f"{written}: only one axis can take what is left (-1); give the others a size.",
+        f"{_written(sizes)}: only one axis can take what is left (-1); give the others a size.",
     )
     for axis, size in sizes.items():
         require(
@@ -25,14 +51,24 @@ def axis_sizes(sizes, num_devices=None, supposed=False):
             f"mesh.{axis}={size} must be 1 or more, or -1 for what is left.",
         )
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    num_devices = fixed if num_devices is None else num_devices
-    if num_devices % fixed or (fixed != num_devices and not open_axes):
-        keep = math.gcd(max(sizes["fsdp"], 1) * max(sizes["tensor"], 1), num_devices)
-        fits = math.gcd(max(sizes["tensor"], 1), keep)
-        raise UserError(
-            f"{written} needs {'a multiple of ' if open_axes else ''}{fixed} devices, "
-            f"{'not' if supposed else 'but there are'} {num_devices}; make one of them -1 and let "
-            "the others divide that, as "
-            f"--config.mesh.data=-1 --config.mesh.fsdp={keep // fits} --config.mesh.tensor={fits}."
+    count = fixed if count is None else count
+    if count % fixed or (fixed != count and not open_axes):
+        raise UserError(_mismatch(sizes, fixed, count, supposed))
+    return {**sizes, **dict.fromkeys(open_axes, count // fixed)}
+
+
+def _mismatch(sizes, fixed, count, supposed):
+    several = "a multiple of " if -1 in sizes.values() else ""
+    found = f"{'not' if supposed else 'but there are'} {count}"
+    if "dcn_data" in sizes:
+        return (
+            f"{_written(sizes)} needs {several}{fixed} slices, {found}; "
+            "--config.mesh.dcn_data=-1 with the others 1 takes all there are."
         )
-    return {**sizes, **dict.fromkeys(open_axes, num_devices // fixed)}
+    keep = math.gcd(max(sizes["fsdp"], 1) * max(sizes["tensor"], 1), count)
+    fits = math.gcd(max(sizes["tensor"], 1), keep)
+    return (
+        f"{_written(sizes)} needs {several}{fixed} devices, {found}; make one of them -1 and let "
+        "the others divide that, as "
+        f"--config.mesh.data=-1 --config.mesh.fsdp={keep // fits} --config.mesh.tensor={fits}."
+    )

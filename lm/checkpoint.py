@@ -9,6 +9,10 @@ is never taken for one. An array's checksum is of what it holds, taken on the de
 called and again after a restore, on whatever mesh: it covers host memory, Orbax, the disk and the
 placing. The CRCs find damage before Orbax meets it. An array's name is its path in the state:
 "params/embed/table_VD".
+
+In a bucket, where nothing can be renamed, what makes <step> a checkpoint is its manifest, which is
+written last and deleted first. It has the files' sizes there and no CRCs, for which all that was
+saved would have to be fetched again.
 """
 
 import concurrent.futures
@@ -18,8 +22,7 @@ import json
 import logging
 import math
 import os
-import pathlib
-import shutil
+import re
 import sys
 import time
 import warnings
@@ -35,6 +38,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 
 from lm.errors import RunError, UserError, require
+from lm.paths import as_path, explained, files_below, is_url, remove, write
 
 MANIFEST = "manifest.json"
 FILE_BLOCK = 2**22  # bytes
@@ -55,15 +59,18 @@ class Checkpoints:
     """
 
     def __init__(self, folder, config=None):
-        self.folder = pathlib.Path(folder).absolute()
+        folder = as_path(folder)
+        self.folder = folder if is_url(folder) else folder.absolute()
         self._config = config
         self._damaged = set()
         self._pending = None
         self.seconds = {}  # of saves that are on disk, {step: from the call of save to then}
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if config is not None and _is_first_process():
-            for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted")):
-                shutil.rmtree(leftover, ignore_errors=True)
+            paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
+            half = [path for path in paths if not _has_manifest(path)]
+            for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted"), *half):
+                remove(leftover)
 
     def __enter__(self):
         return self
@@ -73,8 +80,8 @@ class Checkpoints:
 
     def steps(self):
         """The steps that have a checkpoint, ascending."""
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(int(path.name) for path in paths if path.name.isdecimal())
+        paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
+        return sorted(int(path.name) for path in paths if _has_manifest(path))
 
     def save(self, step, state, metrics=None, wait=False):
         """Save a pytree of jax.Arrays as checkpoint `step`, unless there is a good one.
@@ -168,16 +175,16 @@ class Checkpoints:
         while (candidate := _of_first_process(steps.pop() if steps else -1)) >= 0:
             path, arrays, damage = self.folder / str(candidate), {}, None
             try:
-                manifest = _manifest(path)
+                with _on_every_process():
+                    manifest = _manifest(path)
+                    if fetch:
+                        _check_files(path, manifest["files"])
                 if fetch:
-                    _check_files(path, manifest["files"])
+                    with _on_every_process():
+                        arrays = fetch(path, manifest["arrays"])
+                    damage = _first_change(arrays, manifest["arrays"])
             except Damaged as error:
                 damage = str(error)
-            if not _on_every_process(damage is None):
-                damage = damage or "another process cannot read it"
-            elif fetch:
-                arrays = fetch(path, manifest["arrays"])
-                damage = _first_change(arrays, manifest["arrays"])
             if damage is None:
                 return candidate, manifest, arrays
             if candidate not in self._damaged:
@@ -197,29 +204,35 @@ class Checkpoints:
             (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=share))
         )
         # Weights and moments are close to noise: compression saves 8% of the bytes for more time.
+        in_place = ocp.path.atomicity.CommitFileTemporaryPath if is_url(self.folder) else None
         return ocp.AsyncCheckpointer(
             ocp.PyTreeCheckpointHandler(
                 use_compression=False,
                 type_handler_registry=handlers,
                 save_device_host_concurrent_gb=self._config.host_gb or None,
-            )
+            ),
+            temporary_path_class=in_place,
         )
 
     def _partial(self, step):
-        return self.folder / f"{step}.partial"
+        return self.folder / (str(step) if is_url(self.folder) else f"{step}.partial")
 
     @contextlib.contextmanager
     def _writing(self, step):
         """Turn what the disk raises, itself or through Orbax (ValueError), into a RunError."""
+        path = self.folder / str(step)
         try:
-            yield
-        except (OSError, ValueError) as error:
-            if _is_first_process():
-                shutil.rmtree(self._partial(step), ignore_errors=True)
-            good = [other for other in self.steps() if other not in self._damaged]
-            resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
+            with explained(path):
+                yield
+        except (OSError, ValueError, RunError) as error:
+            resumed = "goes on from the one before"
+            if not is_url(path):  # of a bucket we may not learn more now
+                if _is_first_process():
+                    remove(self._partial(step))
+                good = [other for other in self.steps() if other not in self._damaged]
+                resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
             raise RunError(
-                f"Checkpoint {self.folder / str(step)} could not be written: {_reason(error)}. "
+                f"Checkpoint {path} could not be written: {_reason(error)}. "
                 f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
             ) from error
 
@@ -231,15 +244,11 @@ class Checkpoints:
         partial = self._partial(step)
         for name, checksum in jax.device_get(checksums).items():
             entries[name]["checksum"] = int(checksum)
-        paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-        names = [path.relative_to(partial).as_posix() for path in paths]
-        files = dict(zip(names, _sizes_and_crc32s(paths), strict=True))
-        manifest = {"step": step, "metrics": metrics, "arrays": entries, "files": files}
-        with open(partial / MANIFEST, "w") as file:
-            json.dump({"crc32": _crc32_of_json(manifest), "manifest": manifest}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self.folder / str(step))
+        manifest = {"step": step, "metrics": metrics, "arrays": entries, "files": _files(partial)}
+        content = json.dumps({"crc32": _crc32_of_json(manifest), "manifest": manifest})
+        write(partial / MANIFEST, content)
+        if not is_url(partial):
+            partial.rename(self.folder / str(step))
         self.seconds[step] = time.perf_counter() - began
         self._prune(step)
 
@@ -264,9 +273,13 @@ class Checkpoints:
     def _delete(self, step):
         self._damaged.discard(step)
         if _is_first_process():
-            # Renamed first: half deleted, it must not be taken for a checkpoint.
-            deleted = (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
-            shutil.rmtree(deleted, ignore_errors=True)
+            # Half deleted, it must not be taken for a checkpoint.
+            path = self.folder / str(step)
+            if is_url(path):
+                (path / MANIFEST).unlink(missing_ok=True)
+            else:
+                path = path.rename(self.folder / f"{step}.deleted")
+            remove(path)
 
 
 def read(folder, step=None, only=("params",)):
@@ -329,7 +342,34 @@ def _orbax():
             show(unraisable)
 
     sys.unraisablehook = show_others
+    _teach_s3()
     return orbax.checkpoint
+
+
+def _teach_s3():
+    """Let Orbax, which has tensorstore's drivers for files and gs:// only, use that for s3:// too.
+
+    It specifies all stores in one function. Endpoint and region are those that s3fs has found.
+    """
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    specify = tensorstore_utils.build_kvstore_tspec
+
+    def specify_any(directory, *arguments, **options):
+        if not directory.startswith("s3:/"):
+            return specify(directory, *arguments, **options)
+        import fsspec
+
+        spec = specify(re.sub("^s3:/+", "gs://", directory), *arguments, **options)
+        found, keys = fsspec.filesystem("s3").s3.meta, "AWS_ACCESS_KEY_ID" in os.environ
+        driver = {"driver": "s3", "s3_request_retries": {"max_retries": 6}}  # for a minute
+        driver["aws_credentials"] = {"type": "environment" if keys else "default"}
+        if "amazonaws.com" not in found.endpoint_url:
+            driver["endpoint"] = found.endpoint_url
+            driver["aws_region"] = found.region_name or "us-east-1"
+        return json.loads(re.sub(r'"driver": "gcs\w*"', json.dumps(driver)[1:-1], json.dumps(spec)))
+
+    vars(tensorstore_utils)["build_kvstore_tspec"] = specify_any
 
 
 def _read(path, targets):
@@ -344,12 +384,23 @@ def _read(path, targets):
         for name, target in targets.items()
     }
     request = ocp.args.PyTreeRestore(_nested(targets), _nested(args), partial_restore=True)
-    return _named(ocp.PyTreeCheckpointHandler().restore(epath.Path(path / "state"), args=request))
+    try:
+        handler = ocp.PyTreeCheckpointHandler()
+        return _named(handler.restore(epath.Path(path / "state"), args=request))
+    except ValueError as error:  # of a bucket: its files were not read before
+        raise Damaged(_reason(error)) from error
+
+
+def _has_manifest(path):
+    """Of a file system's it need not be looked for: one that lacks it there was damaged."""
+    return not is_url(path) or (path / MANIFEST).exists()
 
 
 def _manifest(path):
     """The manifest of the checkpoint in path. Raises Damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    # A bucket that cannot be read now is no damage, for which a checkpoint is deleted.
+    missing = FileNotFoundError if is_url(path) else OSError
+    with contextlib.suppress(missing, ValueError, KeyError, TypeError):
         content = json.loads((path / MANIFEST).read_text())
         if content["crc32"] == _crc32_of_json(content["manifest"]):
             return content["manifest"]
@@ -361,27 +412,36 @@ def _check_files(path, files):
     index, count = _process()
     mine = sorted(files)[index::count]
     try:
-        found = _sizes_and_crc32s([path / name for name in mine])
+        found = _files(path, mine)
     except OSError as error:
+        if is_url(path):
+            raise
         raise Damaged(f"{error.filename}: {_reason(error)}") from error
-    for name, now in zip(mine, found, strict=True):
-        if now != files[name]:
-            size = f"has {now[0]} bytes, not {files[name][0]}"
-            raise Damaged(f"{name} {'has changed' if now[0] == files[name][0] else size}")
+    for name in mine:
+        (size, crc32), (now, crc32_now) = files[name], found.get(name, (0, None))
+        if now != size:
+            raise Damaged(f"{name} has {now} bytes, not {size}")
+        if None not in (crc32, crc32_now) and crc32 != crc32_now:
+            raise Damaged(f"{name} has changed")
 
 
-def _sizes_and_crc32s(paths):
-    """[bytes, CRC-32] of each file, as fast as the disk gives them."""
+def _files(path, names=None):
+    """{name: [bytes, CRC-32]} of the files in path, or of those named; a bucket's have None."""
+    if is_url(path):
+        return {name: [info["size"], None] for name, info in files_below(path).items()}
+    if names is None:
+        paths = sorted(path.rglob("*"))
+        names = [file.relative_to(path).as_posix() for file in paths if file.is_file()]
 
-    def one(path):
+    def one(name):  # as fast as the disk gives them
         size = crc32 = 0
-        with open(path, "rb") as file:
+        with open(path / name, "rb") as file:
             while block := file.read(FILE_BLOCK):
                 size, crc32 = size + len(block), zlib.crc32(block, crc32)
         return [size, crc32]
 
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(one, paths))
+        return dict(zip(names, readers.map(one, names), strict=True))
 
 
 def _crc32_of_json(content):
@@ -528,10 +588,18 @@ def _of_first_process(number):
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def _on_every_process(true):
-    """Whether it is true on all processes."""
-    if _process()[1] == 1:
-        return true
-    from jax.experimental import multihost_utils
+@contextlib.contextmanager
+def _on_every_process():
+    """Raises Damaged on all processes if it is raised within on one."""
+    damage = None
+    try:
+        yield
+    except Damaged as error:
+        damage = error
+    whole = [damage is None]
+    if _process()[1] > 1:
+        from jax.experimental import multihost_utils
 
-    return bool(np.all(multihost_utils.process_allgather(np.int32(true))))
+        whole = multihost_utils.process_allgather(np.array(whole))
+    if not np.all(whole):
+        raise damage or Damaged("another process cannot read it")

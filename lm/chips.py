@@ -80,9 +80,7 @@ def device(kind):
 
 
 def peak_flops(kind, dtype):
-    """Dense peak FLOP/s of one JAX device, or None where it is unknown. dtype: a name, as
-    "bfloat16".
-    """
+    """Dense peak FLOP/s of one JAX device for a dtype, as "bfloat16"; None where it is unknown."""
     known = DEVICES.get(kind)
     dtype = "float8" if dtype.startswith("float8") else dtype
     return None if known is None else known.flops.get(dtype)

@@ -7,7 +7,16 @@ import dataclasses
 import math
 import typing
 
-from lm.errors import UserError, did_you_mean, require, require_in
+from lm.errors import (
+    SET,
+    UserError,
+    did_you_mean,
+    require,
+    require_all,
+    require_in,
+    require_ranges,
+    require_together,
+)
 from lm.nn.config import TransformerConfig
 
 # What is predicted, and what a batch is like: the next token; tokens of the text itself; a target
@@ -32,6 +41,17 @@ NOISES = ("infilling", "permutation", "deletion", "rotation", "masking")
 SPECIAL_TOKENS = ("end", "mask", "sentinels")
 POOLINGS = ("first", "mean", "pooler")
 ENDLESS = ("constant", "inverse_sqrt")  # schedules that know no optim.decay_steps
+
+
+# What needs what in whichever run; as lm.errors.require_together says.
+NEEDS = (
+    ("objective.mtp_loss", SET, "model.mtp_depth", SET),
+    ("objective.router_aux_loss", SET, "model.num_experts", SET),
+    ("objective.router_sequence_loss", SET, "model.num_experts", SET),
+    ("objective.router_z_loss", SET, "model.num_experts", SET),
+    ("optim.router_bias_step", SET, "model.router_selection_bias", (True,)),
+    ("objective.next_sentence", SET, "model.next_sentence", (True,)),
+)
 
 
 def of_family(family):
@@ -65,42 +85,29 @@ class ObjectiveConfig:
     def __post_init__(self):
         for name in self.kinds():
             require_in("a name in objective.kind", name, KINDS)
-        families = {KINDS[name] for name in self.kinds()}
-        require(
-            len(families) == 1,
-            f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix those "
-            "of one line: " + "; ".join(", ".join(of_family(family)) for family in FAMILIES) + ".",
-        )
         for name in self.noises():
             require_in("a name in objective.noise", name, NOISES)
         require_in("objective.pooling", self.pooling, POOLINGS)
-        for key in ("mask_rate", "noise_rate"):
-            value = getattr(self, key)
-            require(0 < value < 1, f"objective.{key}={value} must be in (0, 1).")
-        shares = self.mask_token_share, self.random_token_share
-        require(
-            min(shares) >= 0 and sum(shares) <= 1,
-            f"objective.mask_token_share={shares[0]} and random_token_share={shares[1]} must be 0 "
-            "or more, and 1 or less together.",
-        )
-        for key, least in (("mean_span", 1), ("static_masks", 0), ("detection_loss", 0)):
-            value = getattr(self, key)
-            require(value >= least, f"objective.{key}={value} must be {least} or more.")
-        require(
-            self.temperature > 0, f"objective.temperature={self.temperature} must be more than 0."
-        )
-        require(
-            self.logits_chunk >= 0,
-            f"objective.logits_chunk={self.logits_chunk} must be 0 (off) or more.",
-        )
-        require(
-            0 <= self.label_smoothing < 1,
-            f"objective.label_smoothing={self.label_smoothing} must be in [0, 1).",
-        )
-        losses = ("router_aux_loss", "router_sequence_loss", "router_z_loss", "mtp_loss")
-        for key in ("z_loss", *losses):
-            value = getattr(self, key)
-            require(value >= 0, f"objective.{key}={value} must be 0 (off) or more.")
+        ranges = {
+            "in (0, 1)": "mask_rate noise_rate",
+            "in [0, 1)": "label_smoothing",
+            "1 or more": "mean_span",
+            "more than 0": "temperature",
+            "0 or more": "static_masks detection_loss mask_token_share random_token_share",
+            "0 (off) or more": "logits_chunk z_loss router_aux_loss router_sequence_loss "
+            "router_z_loss mtp_loss",
+        }
+        require_ranges("objective", self, ranges)
+        mixed = "; ".join(", ".join(of_family(family)) for family in FAMILIES)
+        rules = {
+            f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix those "
+            f"of one line: {mixed}.": len({KINDS[name] for name in self.kinds()}) == 1,
+            f"objective.mask_token_share={self.mask_token_share} and random_token_share="
+            f"{self.random_token_share} must be 1 or less together.": (
+                self.mask_token_share + self.random_token_share <= 1
+            ),
+        }
+        require_all(rules)
 
     def kinds(self):
         """{name: its part of the mixture}, as it stands in `kind`; alone it is 1."""
@@ -154,13 +161,8 @@ class DataConfig:
     def __post_init__(self):
         require_in("data.order", self.order, ("shuffled", "contiguous"))
         require_in("data.special_tokens", self.special_tokens, ("", *SPECIAL_TOKENS))
-        require(
-            self.target_length >= 0,
-            f"data.target_length={self.target_length} must be 0 (what is needed) or more.",
-        )
-        for key in ("batch_size", "sequence_length", "prefetch"):
-            value = getattr(self, key)
-            require(value >= 1, f"data.{key}={value} is not possible; it must be 1 or more.")
+        require_ranges("data", self, {"1 or more": "batch_size sequence_length prefetch"})
+        require_ranges("data", self, {"0 (what is needed) or more": "target_length"})
         require(
             0 < self.validation_fraction < 1 or self.validation_path,
             f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, "
@@ -173,6 +175,9 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    dcn_data: int
+    dcn_fsdp: int
+    dcn_tensor: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,25 +193,22 @@ class OptimConfig:
     eps: float
     weight_decay: float
     decay: str
+    shard_moments: bool
+    offload_moments: bool
     clip_norm: float
     router_bias_step: float
 
     def __post_init__(self):
-        require_in(
-            "optim.schedule", self.schedule, ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
-        )
+        schedules = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
+        require_in("optim.schedule", self.schedule, schedules)
         require_in("optim.decay", self.decay, ("matrices", "kernels", "all"))
-        at_least_0 = ("peak_lr", "warmup_steps", "final_lr_fraction", "eps", "weight_decay")
-        for key in (*at_least_0, "clip_norm", "router_bias_step"):
-            value = getattr(self, key)
-            require(value >= 0, f"optim.{key}={value} is negative; it must be 0 or more.")
-        for key in ("beta1", "beta2"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"optim.{key}={value} must be in [0, 1).")
-        require(
-            0 < self.cooldown_fraction <= 1,
-            f"optim.cooldown_fraction={self.cooldown_fraction} must be in (0, 1].",
-        )
+        ranges = {
+            "0 or more": "peak_lr warmup_steps final_lr_fraction eps weight_decay clip_norm "
+            "router_bias_step",
+            "in [0, 1)": "beta1 beta2",
+            "in (0, 1]": "cooldown_fraction",
+        }
+        require_ranges("optim", self, ranges)
         require(
             self.schedule in ENDLESS or self.warmup_steps < self.decay_steps,
             f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
@@ -226,14 +228,9 @@ class TrainConfig:
     deterministic: bool
 
     def __post_init__(self):
-        for key in ("num_steps", "accumulation_steps", "max_skipped_steps", "spike_skip"):
-            value = getattr(self, key)
-            require(value >= 1, f"train.{key}={value} is not possible; it must be 1 or more.")
-        value = self.spike_threshold
-        require(value >= 0, f"train.spike_threshold={value} must be 0 (never) or more.")
-        value = self.spike_window
-        require(1 < value <= 128, f"train.spike_window={value} must be from 2 to 128.")
-        require(0 <= self.seed < 2**31, f"train.seed={self.seed} must be in [0, 2**31).")
+        counts = "num_steps accumulation_steps max_skipped_steps spike_skip"
+        ranges = {"1 or more": counts, "in [0, 2**31)": "seed", "from 2 to 128": "spike_window"}
+        require_ranges("train", self, {**ranges, "0 (never) or more": "spike_threshold"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +242,7 @@ class MetricsConfig:
     wandb_project: str
 
     def __post_init__(self):
-        require(self.every_steps >= 1, f"metrics.every_steps={self.every_steps} must be 1 or more.")
+        require_ranges("metrics", self, {"1 or more": "every_steps"})
         require(
             0 <= self.profile_start <= self.profile_stop,
             f"metrics.profile_start={self.profile_start} must be 0 or more and not after "
@@ -258,10 +255,7 @@ class EvaluateConfig:
     every_steps: int
 
     def __post_init__(self):
-        require(
-            self.every_steps >= 0,
-            f"evaluate.every_steps={self.every_steps} must be 0 (never) or more.",
-        )
+        require_ranges("evaluate", self, {"0 (never) or more": "every_steps"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,10 +267,8 @@ class CheckpointConfig:
     host_gb: float
 
     def __post_init__(self):
-        for key in ("every_steps", "keep_best", "keep_every_steps", "host_gb"):
-            value = getattr(self, key)
-            require(value >= 0, f"checkpoint.{key}={value} must be 0 or more.")
-        require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be 1 or more.")
+        counts = "every_steps keep_best keep_every_steps host_gb"
+        require_ranges("checkpoint", self, {"0 or more": counts, "1 or more": "keep_last"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,9 +277,8 @@ class ClusterConfig:
     watchdog_seconds: int
 
     def __post_init__(self):
-        for key, least in (("timeout_seconds", 1), ("watchdog_seconds", 0)):
-            value = getattr(self, key)
-            require(value >= least, f"cluster.{key}={value} must be {least} or more.")
+        ranges = {"1 or more": "timeout_seconds", "0 (never) or more": "watchdog_seconds"}
+        require_ranges("cluster", self, ranges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,103 +297,59 @@ class Config:
     cluster: ClusterConfig
 
     def __post_init__(self):
-        parts = self.train.accumulation_steps
+        objective, model = self.objective, self.model
+        stacks = FAMILIES[objective.family]
+        fitting = ", ".join(name for name, its in KINDS.items() if model.stack in FAMILIES[its])
         require(
-            self.data.batch_size % parts == 0,
-            f"data.batch_size={self.data.batch_size} does not divide into train.accumulation_steps="
-            f"{parts} parts; the nearest that does is "
-            f"{max(1, round(self.data.batch_size / parts)) * parts}.",
+            model.stack in stacks,
+            f"objective.kind={objective.kind!r} is not for model.stack={model.stack!r}; for that "
+            f"there are {fitting}.",
         )
+        require_together(flatten(dataclasses.asdict(self)), [*NEEDS, *self._needs_of_objective()])
+        require_all(self._rules())
+
+    def _needs_of_objective(self):
+        """Rows as NEEDS of what this objective asks for."""
+        family = self.objective.family
+        if family != "next":
+            yield "objective.kind", SET, "objective.mtp_loss", (0,)
+            yield "objective.kind", SET, "data.separate_documents", (False,)
+            yield "objective.kind", SET, "data.order", ("shuffled",)
+        if family == "pair" and self.model.stack == "decoder":
+            yield "objective.kind", SET, "model.prefix_attention", (True,)
+        if "replaced" in self.objective.kinds():
+            yield "objective.kind", SET, "model.detector", (True,)
+        if family == "text":
+            yield "objective.pooling", ("pooler",), "model.pooler", (True,)
+        else:
+            yield "objective.kind", SET, "model.head", ("linear", "transform")
+
+    def _rules(self):
+        """{what a user is told: whether it holds}"""
         objective, model, data = self.objective, self.model, self.data
-        learned, length = model.position == "learned", data.sequence_length
-        require(
-            max(length, data.target_length) <= model.num_positions,
+        parts, length = self.train.accumulation_steps, data.sequence_length
+        pairs = objective.family == "same" and model.token_types >= 2
+        contiguous = data.order == "contiguous" and data.separate_documents
+        return {
+            f"data.batch_size={data.batch_size} does not divide into train.accumulation_steps="
+            f"{parts} parts; the nearest that does is "
+            f"{max(1, round(data.batch_size / parts)) * parts}.": data.batch_size % parts == 0,
             f"data.sequence_length={length} or target_length={data.target_length} is longer than "
             f"the position table, model.max_positions={model.max_positions} less "
-            f"position_offset={model.position_offset}; make the one shorter or the other larger.",
-        )
-        self._check_objective()
-        require(
-            not objective.mtp_loss or model.mtp_depth,
-            f"objective.mtp_loss={objective.mtp_loss} is of a module that model.mtp_depth=0 leaves "
-            "out; set that to 1, or the loss to 0.",
-        )
-        for key in ("router_aux_loss", "router_sequence_loss", "router_z_loss"):
-            value = getattr(objective, key)
-            require(
-                not value or model.num_experts,
-                f"objective.{key}={value} needs experts, and model.num_experts=0; set one of them.",
-            )
-        step = self.optim.router_bias_step
-        require(
-            not step or model.router_selection_bias,
-            f"optim.router_bias_step={step} moves a bias that is not there; set "
-            "model.router_selection_bias=True, or the step to 0.",
-        )
-        chunk, of = objective.logits_chunk, "sequence"
-        if model.stack == "encoder_decoder":  # 0: not known before the examples are
-            of, length = "target", data.target_length
-        require(
-            not chunk or length % chunk == 0,
-            f"objective.logits_chunk={chunk} does not divide data.{of}_length={length}; "
-            f"{math.gcd(chunk, length)} does.",
-        )
-        require(
-            not (learned and data.order == "contiguous" and data.separate_documents),
-            "data.order='contiguous' counts positions through whole documents, which a table of "
-            "learned positions ends before; set data.separate_documents=False or another position.",
-        )
-
-    def _check_objective(self):
-        """That the model can do what the objective asks for."""
-        objective, model, stack = self.objective, self.model, self.model.stack
-        stacks = FAMILIES[objective.family]
-        fitting = ", ".join(name for name, family in KINDS.items() if stack in FAMILIES[family])
-        require(
-            stack in stacks,
-            f"objective.kind={objective.kind!r} is not for model.stack={stack!r}; for that there "
-            f"are {fitting}.",
-        )
-        require(
-            objective.family != "pair" or stack != "decoder" or model.prefix_attention,
-            f"objective.kind={objective.kind!r} needs model.prefix_attention=True in a decoder.",
-        )
-        for key, value, module in (
-            ("next_sentence", objective.next_sentence, "next_sentence"),
-            ("kind", "replaced" in objective.kinds(), "detector"),
-            ("pooling", objective.family == "text" and objective.pooling == "pooler", "pooler"),
-        ):
-            require(
-                not value or getattr(model, module),
-                f"objective.{key}={getattr(objective, key)!r} needs model.{module}=True.",
-            )
-        require(
-            not objective.next_sentence or (objective.family == "same" and model.token_types >= 2),
-            "objective.next_sentence needs objective.kind='masked' and model.token_types=2.",
-        )
-        require(
-            model.head != "none" or objective.family == "text",
-            f"objective.kind={objective.kind!r} needs a head; set model.head='linear'.",
-        )
-        require(
-            objective.family != "text" or model.has_dropout,
+            f"position_offset={model.position_offset}; make the one shorter or the other larger.": (
+                max(length, data.target_length) <= model.num_positions
+            ),
+            "objective.next_sentence needs objective.kind='masked' and model.token_types=2.": (
+                pairs or not objective.next_sentence
+            ),
             "objective.kind='contrastive' tells a text from others by two passes with different "
-            "dropout; set model.residual_dropout=0.1.",
-        )
-        require(
-            objective.family == "next" or not objective.mtp_loss,
-            f"objective.mtp_loss={objective.mtp_loss} is for objective.kind='causal', not "
-            f"{objective.kind!r}.",
-        )
-        require(
-            objective.family == "next" or not self.data.separate_documents,
-            f"objective.kind={objective.kind!r} reads the stream of all documents; set "
-            "data.separate_documents=False.",
-        )
-        require(
-            objective.family == "next" or self.data.order == "shuffled",
-            f"objective.kind={objective.kind!r} needs data.order='shuffled'.",
-        )
+            "dropout; set model.residual_dropout=0.1.": (
+                objective.family != "text" or model.has_dropout
+            ),
+            "data.order='contiguous' counts positions through whole documents, which a table of "
+            "learned positions ends before; set data.separate_documents=False or another "
+            "position.": not (contiguous and model.position == "learned"),
+        }
 
 
 # Keys that may be None in a preset: `resolve` derives them from others.
@@ -517,7 +464,8 @@ FREE = (
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
     *("train.spike_threshold", "train.spike_window", "train.spike_skip"),
     *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
-    *("model.scan_layers", "model.remat", "objective.logits_chunk"),
+    *("model.scan_layers", "model.remat", "model.offload", "objective.logits_chunk"),
+    *("optim.shard_moments", "optim.offload_moments"),
 )
 
 

@@ -28,10 +28,66 @@ def require_in(key, value, options):
         raise UserError(f"{key}={value!r} is not known.{did_you_mean(value, options)}")
 
 
+# What a number of the configuration may be, by the words that say it.
+RANGES = {
+    "1 or more": lambda value: value >= 1,
+    "4 or more": lambda value: value >= 4,
+    "0 or more": lambda value: value >= 0,
+    "0 (off) or more": lambda value: value >= 0,
+    "0 (never) or more": lambda value: value >= 0,
+    "0 (what is needed) or more": lambda value: value >= 0,
+    "0 or 1": lambda value: value in (0, 1),
+    "more than 0": lambda value: value > 0,
+    "more than 1": lambda value: value > 1,
+    "0, or more than 1": lambda value: value == 0 or value > 1,
+    "in (0, 1)": lambda value: 0 < value < 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "from 2 to 128": lambda value: 2 <= value <= 128,
+    "in [0, 2**31)": lambda value: 0 <= value < 2**31,
+}
+SET = object()  # any value but 0, False and ""
+
+
+def require_ranges(section, config, ranges):
+    """Refuse what is outside its range. ranges: {range: keys of the section, between spaces}."""
+    for told, keys in ranges.items():
+        for key in keys.split():
+            value = getattr(config, key)
+            holds = RANGES[told](value)
+            require(holds, f"{section}.{key}={value} is not possible; it must be {told}.")
+
+
+def require_together(values, needs, section=""):
+    """Refuse what lacks what it needs. values: {key: value}, of the section, "model." say.
+
+    needs: rows of (keys between spaces, when, other key, allowed): where the value of one of the
+    keys is among `when`, that of the other must be among `allowed`; either may be SET.
+    """
+
+    def among(value, options):
+        return bool(value) if options is SET else value in options
+
+    for keys, when, other, allowed in needs:
+        for key in keys.split():
+            told = "" if allowed is SET else f"={' or '.join(map(repr, allowed))}"
+            require(
+                not among(values[key], when) or among(values[other], allowed),
+                f"{section}{key}={values[key]!r} needs {section}{other}{told}, and "
+                f"{section}{other}={values[other]!r}; change one of the two.",
+            )
+
+
+def require_all(rules):
+    """Refuse the first thing that does not hold. rules: {message: whether it holds}."""
+    for message, holds in rules.items():
+        require(holds, message)
+
+
 def require_path(key, value):
-    """Refuse a URL, of which pathlib would make a folder here, named "gs:" say."""
+    """Refuse a URL where only a file system will do; pathlib would make a folder named "gs:"."""
     require(
         not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value),
-        f"{key}={value} is a URL, and lm reads and writes files of a file system only; mount what "
-        "it names, and give the path where it is mounted.",
+        f"{key}={value} is a URL, and this must be in a file system; mount what it names, and give "
+        "the path where it is mounted, or another.",
     )

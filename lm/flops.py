@@ -41,11 +41,6 @@ def _sizes(config, active=False):
     return sizes
 
 
-def parameter_shapes(config):
-    """{path: shape} of every parameter, buffers too; a path ends in its dims but for leading L."""
-    return {name: variable.get_value().shape for name, variable in _parameters(config).items()}
-
-
 def parameter_count(config):
     return sum(_sizes(config).values())
 
@@ -73,8 +68,13 @@ def matmul_parameters(config):
     """Weights that a token's activations are multiplied with: the head, even if tied, and of the
     experts those that it chooses; no lookup, norm or bias, nor what predicts a second token.
     """
+    return sum(_matrices(config).values())
+
+
+def _matrices(config):
+    """{path: size} of those weights."""
     sizes = _sizes(dataclasses.replace(config, mtp_depth=0), active=True)
-    return sum(size for name, size in sizes.items() if _multiplies(name, config))
+    return {name: size for name, size in sizes.items() if _multiplies(name, config)}
 
 
 def _multiplies(name, config):
@@ -89,9 +89,8 @@ def _multiplies(name, config):
 
 def _is_of_source(name):
     """Whether a parameter of an encoder-decoder multiplies the source's tokens."""
-    return name.startswith(
-        ("encoder/", "layers/cross_attention/key", "layers/cross_attention/value")
-    )
+    cross = "layers/cross_attention/"
+    return name.startswith(("encoder/", f"{cross}key", f"{cross}value"))
 
 
 def _pair_flops(config):
@@ -133,12 +132,9 @@ def training_flops_per_token(config, sequence_length, convention="causal", targe
     both = config.stack == "encoder_decoder"
     target = target_length or length if both else length
     if convention == "causal":
-        sizes = _sizes(dataclasses.replace(config, mtp_depth=0), active=True)
-        products = _mtp_matmul_parameters(config) * length + sum(
-            size * (length if _is_of_source(name) else target)
-            for name, size in sizes.items()
-            if _multiplies(name, config)
-        )
+        products = _mtp_matmul_parameters(config) * length
+        for name, size in _matrices(config).items():
+            products += size * (length if _is_of_source(name) else target)
         windows = _windows(config, target)
         pairs = _twice_pairs(config, target, windows + windows[-1:] * config.mtp_depth)
         if both:
@@ -168,9 +164,7 @@ def _mtp_matmul_parameters(config):
 
 
 def forward_flops_per_token(config, sequence_length):
-    """FLOPs of the forward pass for one token of a whole sequence: a third of training's, where a
-    second token is not predicted.
-    """
+    """FLOPs to read one token of a whole sequence: a third of training's, without mtp_depth."""
     without = dataclasses.replace(config, mtp_depth=0)
     return training_flops_per_token(without, sequence_length) // 3
 
@@ -180,12 +174,11 @@ def decode_flops_per_token(config, context):
     pair = _pair_flops(config)
     if config.kv_latent:  # queries, and what is attended to, are as wide as what is cached
         pair = 2 * config.num_heads * (2 * config.kv_latent + config.rope_width)
-    sizes, pairs = _sizes(dataclasses.replace(config, mtp_depth=0), active=True), 0
+    keys = sum(_windows(config, context))
     if config.stack == "encoder_decoder":
-        sizes = {name: size for name, size in sizes.items() if not _is_of_source(name)}
-        pairs = config.num_layers * context
-    products = sum(size for name, size in sizes.items() if _multiplies(name, config))
-    return 2 * products + pair * (pairs + sum(_windows(config, context)))
+        keys += config.num_layers * context
+    matrices = _matrices(config).items()
+    return 2 * sum(size for name, size in matrices if not _is_of_source(name)) + pair * keys
 
 
 def parameters_per_device(config, fsdp=1, tensor=1):
@@ -210,18 +203,18 @@ def checkpoint_bytes(config):
     return 3 * parameter_count(config) * ITEM_BYTES[config.param_dtype]
 
 
-def activation_bytes(config, tokens, logits_tokens, tensor=1):
+def activation_bytes(config, tokens, columns, tensor=1):
     """Activations that every way of training keeps at least: a floor, not an estimate.
 
     layer_inputs: what enters each layer, (L, tokens, D) in the compute dtype; with remat="full"
     that is all that layers keep. logits: one float32 copy of them. tokens: of one device and one
-    accumulation step; logits_tokens: as many of them as have their logits at one time.
+    accumulation step; columns: of the vocabulary, as many as have their logits at one time.
     """
     width = ITEM_BYTES[config.compute_dtype]
     layers = config.num_layers + config.num_encoder_layers + config.mtp_depth
     return {
         "layer_inputs": layers * tokens * config.d_model * width,
-        "logits": logits_tokens * config.vocab_size * 4 // tensor,
+        "logits": tokens * columns * 4 // tensor,
     }
 
 

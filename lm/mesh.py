@@ -5,14 +5,18 @@ is an error at trace time and not a silent gather. Without a mesh, or on one dev
 here does nothing.
 """
 
+import collections
 import contextlib
 import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.axes import AXES, axis_sizes
+from lm.axes import AXES, divided_sizes
 from lm.errors import UserError, require
 
 BATCH = ("data", "fsdp")
@@ -38,7 +42,10 @@ PARAMETER_DIMS = {
 # Activations. Of their features only heads, hidden units and the vocabulary are divided.
 ACTIVATIONS = {
     "tokens": P(BATCH, None),  # BT
-    "residual": P(BATCH, None, None),  # BTD
+    "fsdp_tokens": P("data", None),  # BT, of all devices along fsdp
+    "columns": P("data", None, "fsdp"),  # BTD: of those tokens, a part of D
+    "residual": P(BATCH, "tensor", None),  # BTD between sublayers: norms have a part of T each
+    "whole": P(BATCH, None, None),  # BTD as sublayers and heads read it
     "heads": P(BATCH, None, "tensor", None),  # BTNH and BSKH
     "copied_heads": P(BATCH, None, None, None),  # BTKH of fewer key heads than tensor devices
     "layer_heads": P(None, BATCH, "tensor", None, None),  # LBKSH: the cache
@@ -52,6 +59,7 @@ ACTIVATIONS = {
     "hidden": P(BATCH, None, "tensor"),  # BTF
     "summands": P("tensor", BATCH, None, None),  # SBTD: what each tensor device adds to the sum
     "logits": P(BATCH, None, "tensor"),  # BTV
+    "vocab": P("tensor"),  # V
     "expert_inputs": P(None, None, "tensor"),  # EDF: weights of experts, gathered over fsdp
     "expert_outputs": P(None, "tensor", None),  # EFD
     "expert_biases": P(None, "tensor"),  # EF
@@ -60,18 +68,46 @@ ACTIVATIONS = {
 }
 
 
-def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
+def make_mesh(data=-1, fsdp=1, tensor=1, dcn_data=1, dcn_fsdp=1, dcn_tensor=1, devices=None):
     """A mesh of all devices, or of those given; a size of -1 takes what is left.
 
+    Of an axis that goes over slices (dcn_), neighbours are of one slice as far as it reaches.
     Raises UserError if the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = axis_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes |= {"dcn_data": dcn_data, "dcn_fsdp": dcn_fsdp, "dcn_tensor": dcn_tensor}
+    slices = slices_of(devices, sizes)
+    within, over = divided_sizes(sizes, len(devices), num_slices=slices and len(slices))
     # On one device there is nothing to place, and plain types keep every JAX function usable.
     kind = AxisType.Explicit if len(devices) > 1 else AxisType.Auto
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(kind,) * len(AXES), devices=devices
-    )
+    kinds = (kind,) * len(AXES)
+    if slices is None:
+        return jax.make_mesh(tuple(within.values()), AXES, axis_types=kinds, devices=devices)
+    parts = np.stack([create_device_mesh(tuple(within.values()), part) for part in slices])
+    whole = parts.reshape(*over.values(), *within.values()).transpose(0, 3, 1, 4, 2, 5)
+    shape = [within[axis] * over[axis] for axis in AXES]
+    return jax.sharding.Mesh(whole.reshape(shape), AXES, axis_types=kinds)
+
+
+def slices_of(devices, sizes):
+    """The devices of each slice, or of each process where the platform has no slices; None if all
+    dcn sizes are 1. CPUs of one process, which only tests have, are cut as the sizes need.
+    """
+    over = [size for name, size in sizes.items() if name.startswith("dcn_")]
+    if all(size == 1 for size in over):
+        return None
+    by_slice = collections.defaultdict(list)
+    for device in devices:
+        by_slice[getattr(device, "slice_index", 0)].append(device)
+    if len(by_slice) == 1:
+        by_slice.clear()
+        for device in devices:
+            by_slice[device.process_index].append(device)
+    count = math.prod(size for size in over if size > 0)
+    if len(by_slice) == 1 and devices[0].platform == "cpu" and len(devices) % count == 0:
+        return np.array(devices).reshape(count, -1).tolist()
+    return list(by_slice.values())
 
 
 def check_mesh(mesh, model, batch_size, accumulation_steps=1):
@@ -134,6 +170,19 @@ def parameter_spec(dims, shape, mesh):
     return P(*axes)
 
 
+def divided_over_data(spec, shape, mesh):
+    """The PartitionSpec of a moment whose parameter has `spec`, divided over data too (ZeRO-1):
+    along the first dim that divides, of those that other axes divide already if there is one.
+    """
+    axes = [() if axis is None else (axis,) for axis in (*spec, *[None] * (len(shape) - len(spec)))]
+    for dim in sorted(range(len(shape)), key=lambda dim: not axes[dim]):
+        parts = math.prod(mesh.shape[axis] for axis in ("data", *axes[dim]))
+        if shape[dim] % parts == 0:
+            axes[dim] = (*axes[dim], "data")
+            break
+    return P(*(axis or None for axis in axes))
+
+
 def sharding(mesh, name):
     """The NamedSharding of an activation: a key of ACTIVATIONS."""
     return NamedSharding(mesh, ACTIVATIONS[name])
@@ -150,17 +199,36 @@ def use_mesh(mesh):
     return contextlib.nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh)
 
 
+def placed(name, shape):
+    """The PartitionSpec of an activation of this shape; None without a mesh.
+
+    The tensor axis is left out of T where it does not divide it, as in decoding, token by token.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return None
+    spec = ACTIVATIONS[name]
+    if name == "residual" and shape[1] % mesh.shape["tensor"]:
+        return ACTIVATIONS["whole"]
+    return spec
+
+
 def put(x, name):
     """x, moved to where ACTIVATIONS keeps this kind of tensor."""
-    return _put(x, ACTIVATIONS[name])
+    return x if current_mesh() is None else _put(x, placed(name, x.shape))
 
 
 def _put(x, spec):
     mesh = current_mesh()
-    if mesh is None:
+    if mesh is None or jax.typeof(x).sharding.spec == spec:
         return x
     explicit = AxisType.Explicit in mesh.axis_types
     return (jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint)(x, spec)
+
+
+def moved(tree, shardings):
+    """A pytree of arrays, each moved to its NamedSharding's spec; shardings: the same pytree."""
+    return jax.tree.map(lambda x, sharding: _put(x, sharding.spec), tree, shardings)
 
 
 def gathered(w):
@@ -170,6 +238,37 @@ def gathered(w):
         return w
     spec = jax.typeof(w).sharding.spec
     return _put(w, P(*(None if axis == "fsdp" else axis for axis in spec)))
+
+
+def in_columns(tree, size):
+    """(chunks, rest) of a pytree of arrays (..., V): chunks has `size` columns of each in every
+    step of a loop over its first dim, rest what is left, or None.
+
+    Where V is divided over tensor, every device has its own part of each chunk.
+    """
+    mesh = current_mesh()
+    shards = mesh.shape["tensor"] if mesh else 1
+    (total,) = {x.shape[-1] for x in jax.tree.leaves(tree)}
+    size = max(1, size // shards)
+    count = total // shards // size
+
+    def reshaped(x, lead, *last):
+        shape, places = zip(*last, strict=True)
+        place = P(*jax.typeof(x).sharding.spec[:lead], *places) if mesh else None
+        return x.reshape(*x.shape[:lead], *shape, out_sharding=place)
+
+    def of_all(x, first, last):
+        """Of each device's part of V the columns from first to last, a multiple of `size`."""
+        lead = x.ndim - 1
+        x = reshaped(x, lead, (shards, "tensor"), (total // shards, None))[..., first:last]
+        x = reshaped(x, lead + 1, (-1, None), (min(size, last - first), None))
+        return reshaped(jnp.moveaxis(x, -2, 0), lead + 1, (-1, "tensor"))
+
+    end = count * size
+    chunks = jax.tree.map(lambda x: of_all(x, 0, end), tree)
+    if end * shards == total:
+        return chunks, None
+    return chunks, jax.tree.map(lambda x: of_all(x, end, total // shards)[0], tree)
 
 
 def local(function, in_names, out_names):

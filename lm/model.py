@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import build
 from lm.data import tokenizer as tokenizers
-from lm.errors import UserError, did_you_mean, require
+from lm.errors import UserError, did_you_mean, require, require_path
 from lm.mesh import AXES, BATCH, check_mesh, make_mesh, sharding, use_mesh
 from lm.nn.config import TransformerConfig
 from lm.nn.params import abstract_parameters, bind
 from lm.nn.transformer import Transformer
+from lm.paths import as_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +69,8 @@ class LanguageModel:
     def _run(self, wanted, tokens, target, rows):
         config = self.config
         needed = {"pooled": "pooler", "next_sentence": "next_sentence"}.get(wanted)
-        require(
-            needed is None or getattr(config, needed), f"the model has no {needed}; take another."
-        )
+        has = needed is None or getattr(config, needed)
+        require(has, f"the model has no {needed}; take another.")
         both = config.stack == "encoder_decoder"
         require(
             both == (target is not None),
@@ -95,21 +95,15 @@ class LanguageModel:
         config, start = self.config, "target_" if what == "target" else ""
         rows = {name: value for name, value in rows.items() if value is not None}
         sizes = {"positions": config.num_positions, "segments": math.inf, "padding_mask": 2}
-        if config.token_types:
-            sizes["token_types"] = config.token_types
-        if config.global_attention:
-            sizes["global_mask"] = 2
-        if config.prefix_attention:
-            sizes["prefix"] = 2
-        sizes = {f"{start}{name}": size for name, size in sizes.items()}
+        sizes |= {"token_types": config.token_types, "global_mask": 2 * config.global_attention}
+        sizes |= {"prefix": 2 * config.prefix_attention}
+        sizes = {f"{start}{name}": size for name, size in sizes.items() if size}
         for name in rows:
             told = did_you_mean(name, sizes)
             require(name in sizes, f"the model takes no {name}.{told}")
         mask, segments = f"{start}padding_mask", f"{start}segments"
-        require(
-            not {mask, segments} <= rows.keys(),
-            f"{mask} and {segments}: give one; segments 0 is padding.",
-        )
+        both = {mask, segments} <= rows.keys()
+        require(not both, f"{mask} and {segments}: give one; segments 0 is padding.")
         tokens = self._checked(what, tokens, config.vocab_size)
         require(
             f"{start}positions" in rows or tokens.shape[1] <= config.num_positions,
@@ -203,7 +197,7 @@ def load(path, step=None, mesh=None, compute_dtype=None):
     from lm.hub.convert import import_model
     from lm.hub.files import read_json
 
-    folder = Path(path).expanduser()
+    folder = as_path(path, "the model's folder")
     require(folder.is_dir(), f"{path} is not a folder; name a run's workdir or a model's folder.")
     content = read_json(folder / "config.json")
     mesh = _mesh(mesh)
@@ -215,6 +209,7 @@ def load(path, step=None, mesh=None, compute_dtype=None):
         "Hugging Face model's, which has model_type.",
     )
     require(step is None, f"step={step}: {folder} is no run and has no checkpoints; leave it out.")
+    require_path("a model in Hugging Face's format, path", os.fspath(folder))
     return import_model(folder, mesh, compute_dtype or "float32")
 
 

@@ -20,8 +20,19 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
 # Tests compile a lot of small things, over and over.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/tests-jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-# With a bound (4 GiB) jax locks the folder: no process reads an entry that another is writing.
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 32))
+# jax would keep a bound itself, but read the age of every entry for each that it adds: hours for
+# all that these tests compile. Here it is kept once, before they start.
+CACHE_BYTES = 4 << 30
+
+
+def trim(folder, limit):
+    """Delete what a killed test left empty, and the oldest entries beyond `limit` bytes."""
+    entries = [(path, path.stat()) for path in pathlib.Path(folder).glob("*-cache")]
+    for path, stat in sorted(entries, key=lambda entry: entry[1].st_mtime, reverse=True):
+        limit -= stat.st_size
+        if limit < 0 or not stat.st_size:
+            path.unlink(missing_ok=True)
+
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -31,6 +42,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Token stores: one folder for all workers of a run, which inherit it from the process that made it.
 made_cache = None
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    trim(os.environ["JAX_COMPILATION_CACHE_DIR"], CACHE_BYTES)
     made_cache = os.environ["LM_CACHE"] = tempfile.mkdtemp(prefix="lm-tests-")
 
 

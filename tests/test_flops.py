@@ -76,7 +76,7 @@ def test_parameters_are_the_published_number(family, preset):
 def test_what_stands_in_no_environment_is_counted_all_the_same():
     """Neither float64 without JAX_ENABLE_X64 nor someone's own attention changes a count."""
     elsewhere = model(param_dtype="float64", compute_dtype="float64", attention_backend="mine")
-    assert flops.parameter_shapes(elsewhere) == flops.parameter_shapes(model())
+    assert flops.parameter_parts(elsewhere) == flops.parameter_parts(model())
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
@@ -236,9 +236,9 @@ def test_bytes():
     }
     assert flops.checkpoint_bytes(config) == 3 * size
     assert flops.cache_bytes_per_token(config) == 2 * 3 * 2 * 6 * 2
-    assert flops.activation_bytes(config, tokens=64, logits_tokens=16, tensor=4) == {
+    assert flops.activation_bytes(config, tokens=64, columns=12, tensor=4) == {
         "layer_inputs": 3 * 64 * 16 * 2,
-        "logits": 16 * 48 * 4 // 4,
+        "logits": 64 * 12 * 4 // 4,
     }
 
 

@@ -16,7 +16,7 @@ import lm
 from configs.base import base
 from lm.checkpoint import Checkpoints
 from lm.config import resolve
-from lm.data.tokenizer import ByteTokenizer
+from lm.data.tokenizer import of_bytes
 from lm.errors import RunError, UserError
 from lm.hub.convert import export_model
 from lm.mesh import make_mesh
@@ -36,13 +36,13 @@ def make_config(**changes):
     for name, value in STACKS.get(keys.model.stack, {}).items():
         section, key = name.split(".")
         keys[section][key] = value
-    return resolve(keys, ByteTokenizer().size)
+    return resolve(keys, of_bytes().size)
 
 
 def make_model(seed=0, mesh=None, **changes):
     config = make_config(**changes).model
     module, _ = skeleton(config, mesh)
-    return LanguageModel(config, module, initialise(module, seed, mesh), ByteTokenizer(), mesh)
+    return LanguageModel(config, module, initialise(module, seed, mesh), of_bytes(), mesh)
 
 
 shared = functools.cache(make_model)
@@ -54,7 +54,7 @@ def write_run(folder, **changes):
     config = make_config(**changes)
     content = {**dataclasses.asdict(config), "data_key": "abc"}
     (folder / "config.json").write_text(json.dumps(content))
-    ByteTokenizer().save(folder)
+    of_bytes().save(folder)
     with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         for step in (3, 5):
             params = make_model(seed=step, **changes).params
@@ -114,7 +114,7 @@ def test_a_folder_of_the_hub_is_loaded(tmp_path):
     again = lm.load(tmp_path / "hub")
     equal(again.params, model.params)
     np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
-    assert again.tokenizer.kind == "bytes"
+    assert again.tokenizer.fingerprint == of_bytes().fingerprint
     (tmp_path / "hub" / "tokenizer.json").unlink()
     assert lm.load(tmp_path / "hub").tokenizer is None
     with pytest.raises(UserError, match=r"step=3: .* is no run"):
@@ -327,7 +327,7 @@ def test_folders_that_hold_no_model(workdir, tmp_path):
     told("section model: n_head is not a key")
     (tmp_path / "config.json").write_text(json.dumps(content))
     told("there is no tokenizer")
-    ByteTokenizer().save(tmp_path)
+    of_bytes().save(tmp_path)
     told("has no checkpoint yet")
     told("has no checkpoint 4; it has: 3, 5", workdir, step=4)
     told("mesh has no axis 'tensors'. Did you mean 'tensor'", workdir, mesh={"tensors": 2})

@@ -10,34 +10,21 @@ processes that took turns, and stands beside its smallest and largest value.
 import argparse
 import sys
 
-from experiments.benchmarks import installed, loader, saves, startup, step_time
+from experiments.benchmarks import alone, step_time
 from experiments.benchmarks.worker import ROOT
 
-BENCHMARKS = {
-    "step_time": step_time.measure,
-    "first_step": startup.first_step,
-    "import_time": startup.import_time,
-    "loader": loader.measure,
-    "saves": saves.measure,
-    "installed": installed.measure,
-}
+MEASURES = (step_time.step_time, alone.first_step, alone.import_time, alone.loader, alone.saves)
+BENCHMARKS = {measure.__name__: measure for measure in (*MEASURES, alone.installed)}
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser("python -m experiments.benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument(
-        "--python",
-        action="append",
-        help="an interpreter that has lm's requirements, for step_time and first_step; may be "
-        "repeated (default: this one, and those in .venv-3.*)",
-    )
-    torch = ROOT / ".venv-parity/bin/python"
-    parser.add_argument("--torch", default=str(torch), help="one that has PyTorch (.venv-parity)")
+    told = "one that has lm's requirements, may be repeated (this one, and those in .venv-3.*)"
+    parser.add_argument("--python", action="append", help=told)
+    torch = str(ROOT / ".venv-parity/bin/python")
+    parser.add_argument("--torch", default=torch, help="one that has PyTorch (.venv-parity)")
     arguments = parser.parse_args(argv)
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:

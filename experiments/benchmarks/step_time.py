@@ -10,7 +10,7 @@ STEPS = {"small": 20, "large": 2}
 PAIRS = 10
 
 
-def measure(arguments):
+def step_time(arguments):
     print(f"  float32, AdamW, clipping, {THREADS} threads; ratio = PyTorch's time / lm's")
     for size, target in TARGETS.items():
         print(f"  {size}: layers, width, heads, context, batch {SIZES[size]}; target > {target}")

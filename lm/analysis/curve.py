@@ -1,10 +1,11 @@
 """curve.png: what a run's metrics.jsonl says, in one picture."""
 
-from pathlib import Path
+import io
 
 import numpy as np
 
 from lm.errors import require
+from lm.paths import as_path, write
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; its purple darkened for text.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A84A80"
@@ -34,10 +35,9 @@ def draw_curve(metrics_rows, path, title=""):
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_title(title, loc="left")
     axes[-1].set_xlabel("step")
-    path = Path(path)
-    half = path.with_name(f"{path.name}.half")  # whoever looks at path never sees half a picture
-    figure.savefig(half, format="png", dpi=150)
-    half.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write(as_path(path), picture.getvalue())
 
 
 def _series(rows, name):

@@ -2,6 +2,7 @@
 
 A folder is built under another name and renamed when it is whole, so a process that dies leaves
 nothing that another takes for done. A lock keeps processes of one machine from building it twice.
+What is in a bucket, for all machines, is copied to or from this machine's cache, whole, once.
 """
 
 import contextlib
@@ -16,9 +17,11 @@ import sys
 import uuid
 from pathlib import Path
 
-from lm.errors import RunError, UserError, require_path
+from lm.errors import RunError, UserError
+from lm.paths import as_path, explained, is_url
 
 META = "meta.json"
+HOME = "~/.cache/lm"
 MEBIBYTE = 1 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -26,9 +29,15 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 def cache_root(name):
     """The cache's folder: data.cache, or else $LM_CACHE, or else ~/.cache/lm."""
-    folder = name or os.environ.get("LM_CACHE") or "~/.cache/lm"
-    require_path("data.cache" if name else "LM_CACHE", folder)
-    return Path(folder).expanduser()
+    folder = name or os.environ.get("LM_CACHE") or HOME
+    return as_path(folder, "data.cache" if name else "LM_CACHE")
+
+
+def local(folder):
+    """A folder of the cache; of one in a bucket, its copy on this machine, which can be mapped."""
+    home = os.environ.get("LM_CACHE") or HOME
+    home = Path(HOME if is_url(home) else home).expanduser()
+    return home.joinpath(*folder.parts[1:]) if is_url(folder) else folder
 
 
 def hash_of(value):
@@ -47,6 +56,9 @@ def published(folder, build):
     If the folder is missing or damaged, build(empty folder) fills it and returns the information.
     Raises RunError on a full disk, UserError where it cannot write; neither leaves anything behind.
     """
+    if is_url(folder):
+        with explained(folder):
+            return published(local(folder), lambda empty: _shared(folder, empty, build))
     with _explained(folder):
         if meta := _read(folder):
             return meta["info"]
@@ -68,6 +80,23 @@ def published(folder, build):
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             return info
+
+
+def _shared(url, empty, build):
+    """Fills an empty folder with what is at url, or builds it and puts it there, META last."""
+    import fsspec
+
+    files, root = fsspec.url_to_fs(os.fspath(url))
+    if files.exists(f"{root}/{META}"):
+        files.get(f"{root}/", f"{empty}/", recursive=True)
+        if meta := _read(empty):
+            return meta["info"]
+        report(f"{url} is damaged; it is built again.")
+    info = build(empty)
+    _seal(empty, info)
+    for path in sorted(empty.iterdir(), key=lambda path: path.name == META):
+        files.put_file(os.fspath(path), f"{root}/{path.name}")
+    return info
 
 
 def _publish(temporary, folder):

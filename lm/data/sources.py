@@ -5,6 +5,7 @@ Two corpora are equal if the bytes of their files are, in order; names, places a
 """
 
 import codecs
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.data.cache import hash_of, published, report
-from lm.errors import UserError, require, require_path
+from lm.errors import UserError, require
+from lm.paths import as_path, explained, files_below, is_url
 
 BLOCK = 1 << 18  # bytes read at once
 PIECE = 1 << 16  # characters encoded at once, at least
@@ -37,15 +39,17 @@ class NotText(UserError):
 
 @dataclass(frozen=True)
 class Source:
-    """A file, and what messages call it; or, without a path, a text."""
+    """A file, and what messages call it; or, without a path, a text. info: a bucket's, of it."""
 
     name: str
     path: Path | None
     text: bytes = b""
+    info: dict | None = dataclasses.field(default=None, compare=False)
 
     @property
     def size(self):
-        return self.path.stat().st_size if self.path else len(self.text)
+        size = len(self.text) if self.info is None else self.info["size"]
+        return self.path.stat().st_size if self.path and self.info is None else size
 
     @property
     def packing(self):
@@ -62,7 +66,7 @@ class Source:
             yield self.text
             return
         try:
-            with open(self.path, "rb") as file:
+            with explained(self.name), self.path.open("rb") as file:
                 yield from iter(lambda: file.read(BLOCK), b"")
         except OSError as error:
             reason = f"{self.name} cannot be read ({error.strerror})"
@@ -151,11 +155,11 @@ def read_corpus(key, path, text_key, cache):
     Of a folder, hidden files and those that are not UTF-8 are left out, the latter reported; a file
     that was named must be text. cache: where the hashes of large files are remembered.
     """
-    require_path(key, path)
     if path:
-        root, remedy = Path(path).expanduser(), "name a text file, JSONL, or a folder of them."
+        root, remedy = as_path(path, key), "name a text file, JSONL, or a folder of them."
         require(root.is_file() or root.is_dir(), f"{key}={path} does not exist; {remedy}")
-        files = _walk(root) if root.is_dir() else [Source(path, root)]
+        walk = _objects if is_url(root) else _walk
+        files = walk(root) if root.is_dir() or is_url(root) else [Source(path, root)]
     else:
         files = _standard_library()
     files = [source for source in files if source.size]
@@ -178,6 +182,18 @@ def _walk(root, left_out=()):
                 yield Source(str(path), path)
 
 
+def _objects(url):
+    """The object that a URL names, or those below it, as `_walk` would give them."""
+    found = files_below(url)
+    if url.is_file():
+        return [Source(str(url), url, info=info) for info in found.values()]
+
+    names = [name.split("/") for name in found if "/." not in f"/{name}"]
+    names.sort(key=lambda parts: [*((1, folder) for folder in parts[:-1]), (0, parts[-1])])
+    paths = ["/".join(parts) for parts in names]  # a folder's files before its folders
+    return [Source(str(url / path), url / path, info=found[path]) for path in paths]
+
+
 def _standard_library():
     """The topics of Python's help, and the library's source without its tests."""
     from pydoc_data.topics import topics
@@ -198,6 +214,9 @@ def _hashes(files, cache):
     for source in files:
         if not source.path:
             listing.append([source.name, _hash(source)])
+            continue
+        if info := source.info:  # an object's tag changes with it
+            listing.append([source.name, info["size"], info.get("ETag") or info.get("etag")])
             continue
         status = source.path.stat()
         newest = max(newest, status.st_mtime)
@@ -278,7 +297,7 @@ def _parquet_texts(source, key):
     parquet = _extra(source, "pyarrow.parquet", "parquet")
     number = 0
     try:
-        with parquet.ParquetFile(source.path) as file:
+        with source.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             names = file.schema_arrow.names
             _text(dict.fromkeys(names, ""), key, source.name)
             for batch in file.iter_batches(1024, columns=[key]):

@@ -15,7 +15,7 @@ import numpy as np
 
 from lm.data import mixture
 from lm.data import tokenizer as tokenizers
-from lm.data.cache import cache_root, hash_of, published, report
+from lm.data.cache import cache_root, hash_of, local, published, report
 from lm.data.sources import read_corpus, split
 from lm.errors import require
 
@@ -104,12 +104,11 @@ def open_data(config, tokenizer=None):
     if not tokenizer:
         contents = [each.content for each in texts]
         trained = [*contents, config.tokenizer, config.tokenizer_size, special]
-        folder = cache / "tokenizers" / hash_of(trained)
+        folder = cache / "trained" / hash_of(trained)  # "tokenizers" has others, of older versions
         published(folder, lambda empty: _train(config, texts).save(empty))
-        tokenizer = tokenizers.load(folder)
-    keys, trains, validations = zip(
-        *(_stores(each, tokenizer, cache) for each in texts), strict=True
-    )
+        tokenizer = tokenizers.load(local(folder))
+    stores = [_stores(each, tokenizer, cache) for each in texts]
+    keys, trains, validations = zip(*stores, strict=True)
     if len(texts) == 1:
         return Data(tokenizer, trains[0], validations[0], keys[0])
     train, validation = (MixedStore(stores, weights) for stores in (trains, validations))
@@ -150,7 +149,7 @@ def _stores(texts, tokenizer, cache):
     key = hash_of([texts.content, tokenizer.fingerprint, *between])
     folder = cache / "tokens" / key
     num_bytes = published(folder, lambda empty: _write(empty, texts.parts(), tokenizer))
-    train, validation = (_open(folder, part, tokenizer, num_bytes[part]) for part in PARTS)
+    train, validation = (_open(local(folder), part, tokenizer, num_bytes[part]) for part in PARTS)
     require(
         train.num_tokens and validation.num_tokens,
         f"data.path={texts.path} gives {train.num_tokens} tokens for training and "
@@ -230,9 +229,8 @@ def _pieces(documents, what):
             yield opens, piece
             opens, done, now = False, done + len(piece) / 1e6, time.monotonic()
             if now > shown + REPORT_SECONDS:
-                report(
-                    f"{what}: {done:.0f} million characters, {done / (now - begun):.1f} a second"
-                )
+                speed = done / (now - begun)
+                report(f"{what}: {done:.0f} million characters, {speed:.1f} a second")
                 shown = now
 
 

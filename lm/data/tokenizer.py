@@ -1,9 +1,7 @@
-"""Text to tokens and back: BPE, WordPiece, Unigram, any tokenizer.json of Hugging Face, bytes,
-characters.
+"""Text to tokens and back: bytes, characters, BPE, WordPiece, Unigram, or any tokenizer.json.
 
-A tokenizer is its definition, a JSON text: `save` writes that text, `load` reads it, the
-fingerprint is its hash. For bytes and characters it is tagged with "kind"; all else is the format
-of the library `tokenizers`.
+A tokenizer is its definition, a JSON text in the format of the library `tokenizers`: `save` writes
+that text, `load` reads it, the fingerprint is its hash.
 """
 
 import collections
@@ -11,11 +9,13 @@ import functools
 import hashlib
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Library
 
 from lm.errors import UserError, did_you_mean, require, require_in
+from lm.paths import as_path, write
 
 KINDS = ("bpe", "wordpiece", "unigram", "bytes", "characters")
 END_OF_TEXT = "<|endoftext|>"
@@ -53,42 +53,88 @@ SENTENCE_ENDS = (".", "!", "?", "。", "！", "？", "\n", "Ċ")
 
 
 class Tokenizer:
-    """What all kinds share.
+    """What the library `tokenizers` makes of a tokenizer.json.
 
-    kind: "bytes", "characters", or the library's name of its model: "bpe", "unigram" and so on.
-    size: one more than the largest token. end_of_text: the token that opens each document, or None;
-    </s> of T5's and RoBERTa's, [SEP] of WordPiece's. special: {role: token} of those ROLES that it
-    has, and, where it has them, "sentinels": list of tokens, and "modes": {name: token}.
-    fingerprint: hash of the definition; equal fingerprints mean equal tokens.
+    kind: the library's name of its model: "bpe", "unigram" and so on. size: one more than the
+    largest token. end_of_text: the token that opens each document, or None; </s> of T5's and
+    RoBERTa's, [SEP] of WordPiece's. special: {role: token} of those ROLES that it has, and, where
+    it has them, "sentinels": list of tokens, and "modes": {name: token}. fingerprint: hash of the
+    definition; equal fingerprints mean equal tokens.
+    Raises UserError if the library cannot read it, or if it has no tokens.
     """
 
-    def __init__(self, kind, size, end_of_text, definition, special):
-        self.kind, self.size, self.end_of_text = kind, size, end_of_text
-        self.special = special
-        self.definition = definition
+    def __init__(self, definition):
+        try:
+            library = Library.from_str(definition)
+        except Exception as error:
+            if type(error) is not Exception:  # all that the library raises is of this very class
+                raise
+            raise UserError(f"the library tokenizers refuses it: {error}") from error
+        require(library.get_vocab(), "it has no tokens")
+        library.no_padding()
+        library.no_truncation()
+        library.encode_special_tokens = True  # their names in a text are ordinary text
+        self.library, self.definition = library, definition
         self.fingerprint = hashlib.blake2b(definition.encode(), digest_size=16).hexdigest()
+        added = library.get_added_tokens_decoder().items()
+        self.added = {token.content: number for number, token in added if token.special}
+        self.kind = type(library.model).__name__.lower()
+        self.size = max(library.get_vocab().values()) + 1  # some vocabularies have gaps
+        wordpiece = ["[SEP]"] if self.kind == "wordpiece" else []
+        self.end_of_text = self._first([*END_OF_TEXT_NAMES, *wordpiece])
+        self.special = self._roles()
+        # Of plain characters: the library passes by those that it does not know.
+        plain = not (library.pre_tokenizer or library.normalizer) and self.kind == "bpe"
+        plain = plain and not library.model.unk_token and {*map(len, self.pieces())} == {1}
+        self.characters = {*self.pieces()} if plain else set()
+
+    def _first(self, names):
+        """The token of the first of these names that a special token has, or None."""
+        return next((self.added[name] for name in names if name in self.added), None)
+
+    def _roles(self):
+        found = {role: self._first(names) for role, names in ROLES.items()}
+        special = {role: token for role, token in found.items() if token is not None}
+        numbered = (self.added.get(f"<extra_id_{i}>") for i in itertools.count())
+        sentinels = list(itertools.takewhile(lambda token: token is not None, numbered))
+        modes = {name: self.added[name] for name in MODES if name in self.added}
+        return special | {k: v for k, v in (("sentinels", sentinels), ("modes", modes)) if v}
 
     def encode(self, text, special=False):
         """int32 tokens of a text; the name of a special token in it is ordinary text.
 
         special=True: it is that token, as a prompt with a <mask> to fill in needs it.
         """
-        return self.encode_many([text.encode(errors="replace").decode()])[0]
+        self.library.encode_special_tokens = not special
+        try:
+            return self.encode_many([text.encode(errors="replace").decode()])[0]
+        finally:
+            self.library.encode_special_tokens = True
 
     def encode_many(self, texts):
         """A list of int32 arrays, one for each text, in parallel; half a surrogate is no text."""
-        raise NotImplementedError
+        found = self.library.encode_batch_fast(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, found, strict=True):
+            if self.characters and len(encoding) < len(text):
+                unknown = next(letter for letter in text if letter not in self.characters)
+                raise UserError(
+                    f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the "
+                    f"{self.size} of the tokenizer; leave it out, or train with "
+                    "data.tokenizer=bytes."
+                )
+        return [np.array(encoding.ids, np.int32) for encoding in found]
 
     def decode(self, tokens):
         """The text of an array or list of tokens.
 
         Half a character becomes U+FFFD; special tokens and numbers of no token become nothing.
         """
-        raise NotImplementedError
+        return self.library.decode([i for i in np.asarray(tokens).tolist() if i >= 0])
 
     def pieces(self):
         """{how it is written: token} of all but the special tokens."""
-        raise NotImplementedError
+        pieces = self.library.get_vocab(with_added_tokens=True)
+        return {piece: token for piece, token in pieces.items() if piece not in self.added}
 
     @functools.cached_property
     def ordinary(self):
@@ -113,147 +159,40 @@ class Tokenizer:
 
     def save(self, folder):
         """Writes folder/tokenizer.json, whole or not at all."""
-        half = Path(folder) / "tokenizer.json.half"
-        half.write_text(self.definition, encoding="utf-8")
-        half.replace(Path(folder) / "tokenizer.json")
+        write(as_path(folder) / "tokenizer.json", self.definition)
 
 
-class ByteTokenizer(Tokenizer):
-    """The bytes of UTF-8, and 256 for end of text."""
-
-    def __init__(self):
-        super().__init__("bytes", 257, 256, json.dumps({"kind": "bytes"}), {"end": 256})
-
-    def pieces(self):
-        return {chr(i): i for i in range(256)}
-
-    def encode_many(self, texts):
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
-
-    def decode(self, tokens):
-        return bytes(i for i in np.asarray(tokens).tolist() if 0 <= i < 256).decode(
-            errors="replace"
-        )
+def of_bytes():
+    """The Tokenizer of the bytes of UTF-8, and 256 for end of text."""
+    # The library writes a byte as its character, or, where that is none to print, as one from 256
+    # on.
+    known = {*pre_tokenizers.ByteLevel.alphabet()}
+    vocabulary = {chr(byte): byte for byte in range(256) if chr(byte) in known}
+    others = (byte for byte in range(256) if chr(byte) not in known)
+    vocabulary |= {chr(256 + number): byte for number, byte in enumerate(others)}
+    library = Library(models.BPE(vocabulary, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(library.to_str())
 
 
-class CharacterTokenizer(Tokenizer):
-    """Each of a sorted set of characters is a token; no end of text, as in nanoGPT's 65 symbols."""
-
-    def __init__(self, characters):
-        definition = json.dumps({"kind": "characters", "characters": characters})
-        super().__init__("characters", len(characters), None, definition, {})
-        self.characters = characters
-        points = [ord(character) for character in characters]
-        # The token of each code point: -1 if it has none, as the point after the last.
-        self.token_of = np.full(max(points, default=0) + 2, -1, np.int32)
-        self.token_of[points] = np.arange(len(points))
-
-    def pieces(self):
-        return {character: i for i, character in enumerate(self.characters)}
-
-    def encode_many(self, texts):
-        return [self._encode(text) for text in texts]
-
-    def _encode(self, text):
-        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        tokens = self.token_of[np.minimum(points, len(self.token_of) - 1)]
-        if tokens.min(initial=0) < 0:
-            unknown = chr(points[tokens.argmin()])
-            raise UserError(
-                f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the {self.size} "
-                "of the tokenizer; leave it out, or train with data.tokenizer=bytes."
-            )
-        return tokens
-
-    def decode(self, tokens):
-        return "".join(
-            self.characters[i] for i in np.asarray(tokens).tolist() if 0 <= i < self.size
-        )
-
-
-class LibraryTokenizer(Tokenizer):
-    """What the library `tokenizers` makes of a tokenizer.json.
-
-    Raises UserError if the library cannot read it, or if it has no tokens.
-    """
-
-    def __init__(self, definition):
-        import tokenizers
-
-        try:
-            library = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:
-            if type(error) is not Exception:  # all that the library raises is of this very class
-                raise
-            raise UserError(f"the library tokenizers refuses it: {error}") from error
-        require(library.get_vocab(), "it has no tokens")
-        library.no_padding()
-        library.no_truncation()
-        library.encode_special_tokens = True  # their names in a text are ordinary text
-        added = library.get_added_tokens_decoder().items()
-        self.added = {token.content: number for number, token in added if token.special}
-        kind = type(library.model).__name__.lower()
-        names = (*END_OF_TEXT_NAMES, *(["[SEP]"] if kind == "wordpiece" else []))
-        # Not get_vocab_size(): some vocabularies have gaps.
-        size = max(library.get_vocab().values()) + 1
-        super().__init__(kind, size, self._first(names), definition, self._special())
-        self.library = library
-
-    def _first(self, names):
-        """The token of the first of these names that a special token has, or None."""
-        return next((self.added[name] for name in names if name in self.added), None)
-
-    def _special(self):
-        found = {role: self._first(names) for role, names in ROLES.items()}
-        special = {role: token for role, token in found.items() if token is not None}
-        numbered = (self.added.get(f"<extra_id_{i}>") for i in itertools.count())
-        sentinels = list(itertools.takewhile(lambda token: token is not None, numbered))
-        modes = {name: self.added[name] for name in MODES if name in self.added}
-        return special | {k: v for k, v in (("sentinels", sentinels), ("modes", modes)) if v}
-
-    def pieces(self):
-        pieces = self.library.get_vocab(with_added_tokens=True)
-        return {piece: token for piece, token in pieces.items() if piece not in self.added}
-
-    def encode(self, text, special=False):
-        self.library.encode_special_tokens = not special
-        try:
-            return super().encode(text)
-        finally:
-            self.library.encode_special_tokens = True
-
-    def encode_many(self, texts):
-        encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-    def decode(self, tokens):
-        return self.library.decode([i for i in np.asarray(tokens).tolist() if i >= 0])
+def of_characters(characters):
+    """The Tokenizer of these, the first of which is 0; no end of text, as in nanoGPT."""
+    library = Library(models.BPE({character: i for i, character in enumerate(characters)}, []))
+    library.decoder = decoders.Fuse()
+    return Tokenizer(library.to_str())
 
 
 def load(path):
-    """The Tokenizer of a tokenizer.json, ours or Hugging Face's, or of the folder that holds it."""
-    path = Path(path).expanduser()
+    """The Tokenizer of a tokenizer.json, or of the folder that holds it."""
+    path = as_path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    require(
-        path.is_file(), f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
-    )
+    told = f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
+    require(path.is_file(), told)
     try:
-        definition = path.read_text(encoding="utf-8")
-        keys = json.loads(definition)
+        return Tokenizer(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); it must be a tokenizer.json.") from None
-    keys = keys if isinstance(keys, dict) else {}
-    if keys.get("kind") == "bytes":
-        return ByteTokenizer()
-    if keys.get("kind") == "characters" and isinstance(keys.get("characters"), str):
-        return CharacterTokenizer(keys["characters"])
-    require(
-        isinstance(keys.get("model"), dict),
-        f"{path} is not a tokenizer.json: it names no kind that we know, and no model.",
-    )
-    try:
-        return LibraryTokenizer(definition)
-    except UserError as error:
         reason = f"{path} is not a tokenizer.json that we can read ({error})"
         raise UserError(f"{reason}; copy or save it again.") from error
 
@@ -261,11 +200,11 @@ def load(path):
 def find(name):
     """The Tokenizer that data.tokenizer names; None if it is a kind that must see the text."""
     if name == "bytes":
-        return ByteTokenizer()
+        return of_bytes()
     if name in KINDS:
         return None
     require(
-        Path(name).expanduser().exists(),
+        as_path(name, "data.tokenizer").exists(),
         f"data.tokenizer={name!r} is neither a kind of tokenizer nor the path of a tokenizer.json."
         f"{did_you_mean(name, KINDS)}",
     )
@@ -298,12 +237,9 @@ def train_tokenizer(kind, texts, size, special=""):
     require_in("data.tokenizer", kind, KINDS)
     _, (first, last) = special_tokens(kind, special)
     if kind == "bytes":
-        return ByteTokenizer()
+        return of_bytes()
     if kind == "characters":
-        characters = set()
-        for text in texts:
-            characters.update(text)
-        return CharacterTokenizer("".join(sorted(characters)))
+        return of_characters(sorted({*itertools.chain.from_iterable(texts)}))
     # Of unigram and wordpiece: some pieces, or letters, besides.
     least = {"bpe": 256, "unigram": 256 + 16, "wordpiece": 64}[kind] + len(first) + len(last)
     require(
@@ -313,17 +249,12 @@ def train_tokenizer(kind, texts, size, special=""):
     )
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[kind]
     library = train(texts, size - len(last), list(first))
-    from tokenizers import AddedToken
-
     # The blank of a text takes the space before it with it, as the words do that it stands for.
     library.add_special_tokens([AddedToken(name, lstrip=name[0] == "<") for name in last])
-    return LibraryTokenizer(library.to_str())
+    return Tokenizer(library.to_str())
 
 
 def _train_bpe(texts, size, special):
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -339,9 +270,6 @@ def _train_bpe(texts, size, special):
 
 
 def _train_wordpiece(texts, size, special):
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
     unknown = next(name for name in special if name in ROLES["unknown"])
     library = Library(models.WordPiece({}, unk_token=unknown))
     library.normalizer = normalizers.BertNormalizer()
@@ -370,18 +298,12 @@ def _train_wordpiece(texts, size, special):
 
 
 def _train_unigram(texts, size, special):
-    from tokenizers import Regex, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders as d
-
     library = Library(models.Unigram())
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PARTS), "isolated"),
-            pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False),
-        ]
-    )
-    library.decoder = d.Sequence([d.Replace(SPACE, " "), d.ByteFallback(), d.Fuse()])
+    parts = pre_tokenizers.Split(Regex(PARTS), "isolated")
+    spaces = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([parts, spaces])
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    library.decoder = decoders.Sequence(steps)
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
     unknown = next(name for name in special if name in ROLES["unknown"])
     trainer = trainers.UnigramTrainer(

@@ -2,11 +2,12 @@
 2017 (arXiv:1706.03762) but for the order of its sines and cosines.
 """
 
+import dataclasses
+
 from lm.hub.bert import POST
-from lm.hub.family import Family
+from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import ACTIVATIONS, Key, altered, without
-from lm.hub.llama import DIVIDES
-from lm.hub.tensors import Tensor, attention, linear, norm
+from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
 
 
 def root(scaled, model):
@@ -52,23 +53,23 @@ def stack(name, start):
     """Rows of the encoder or the decoder, whose parameters begin with `start`."""
     layer, layers = f"{name}layers.{{layer}}.", f"{start}layers/"
     return (
-        Tensor(f"{name}embed_positions.weight", {f"{start}positions/table_PD": "P,D"}),
+        plain(f"{name}embed_positions.weight", f"{start}positions/table_PD"),
         *norm(f"{name}layernorm_embedding", f"{start}embedding_norm"),
         *attention(f"{layer}self_attn.", f"{layers}attention/", LINEARS),
         *norm(f"{layer}self_attn_layer_norm", f"{layers}attention_residual_norm"),
-        *linear(f"{layer}fc1", (f"{layers}feedforward/up_DF", "F,D")),
-        *linear(f"{layer}fc2", (f"{layers}feedforward/down_FD", "D,F")),
+        *linear(f"{layer}fc1", f"{layers}feedforward/up_DF"),
+        *linear(f"{layer}fc2", f"{layers}feedforward/down_FD"),
         *norm(f"{layer}final_layer_norm", f"{layers}feedforward_residual_norm"),
     )
 
 
 CROSS = "model.decoder.layers.{layer}.encoder_attn"
 TENSORS = (
-    Tensor("model.shared.weight", {"embed/table_VD": "V,D"}),
+    plain("model.shared.weight", "embed/table_VD"),
     *(*stack("model.encoder.", "encoder/"), *stack("model.decoder.", "")),
     *attention(f"{CROSS}.", "layers/cross_attention/", LINEARS),
     *norm(f"{CROSS}_layer_norm", "layers/cross_attention_residual_norm"),
-    Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
+    matrix("lm_head.weight", "head/kernel_DV"),
     Tensor("final_logits_bias", {"head/fixed_bias_V": "1,V"}),
 )
 SHARED = "model.shared.weight"
@@ -84,13 +85,14 @@ BART = Family(
     keys=SIZES,
     always={**ALWAYS, "position_offset": 2, "embedding_norm": True},
     written={"pad_token_id": lambda config: 1, "forced_eos_token_id": lambda config: None},
-    limits=DIVIDES,
+    limits=HEADS_DIVIDE,
     tensors=TENSORS,
     copies=COPIES,
 )
 
 MARIAN_SIZES = without(SIZES, "max_position_embeddings")
-MARIAN = Family(
+MARIAN = dataclasses.replace(
+    BART,
     model_type="marian",
     architectures={"MarianMTModel": HEAD},
     keys=(
@@ -104,9 +106,6 @@ MARIAN = Family(
         "pad_token_id": lambda config: config.start_token,
         "forced_eos_token_id": lambda config: None,
     },
-    limits=DIVIDES,
-    tensors=TENSORS,
-    copies=COPIES,
     # Sines and cosines, in old files.
     ignored=r"model\.(en|de)coder\.embed_positions\.weight",
 )

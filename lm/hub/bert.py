@@ -2,11 +2,12 @@
 encoder is BERT's by another name, with positions counted from the row after padding's.
 """
 
+import dataclasses
+
 from lm.hub import gpt2
-from lm.hub.family import Family
+from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import ACTIVATIONS, Key, Windows, altered, without
-from lm.hub.llama import DIVIDES
-from lm.hub.tensors import Tensor, attention, linear, norm
+from lm.hub.tensors import attention, linear, matrix, norm, plain
 
 SIZES = (
     *(Key("vocab_size", "vocab_size", 30522), Key("max_position_embeddings", "max_positions", 512)),
@@ -37,26 +38,26 @@ def encoder(model):
     start, layer = f"{model}.embeddings.", f"{model}.encoder.layer.{{layer}}."
     names = ("self.query", "self.key", "self.value", "output.dense")
     return (
-        Tensor(start + "word_embeddings.weight", {"embed/table_VD": "V,D"}),
-        Tensor(start + "position_embeddings.weight", {"positions/table_PD": "P,D"}),
-        Tensor(start + "token_type_embeddings.weight", {"token_types/table_YD": "Y,D"}),
+        plain(start + "word_embeddings.weight", "embed/table_VD"),
+        plain(start + "position_embeddings.weight", "positions/table_PD"),
+        plain(start + "token_type_embeddings.weight", "token_types/table_YD"),
         *norm(start + "LayerNorm", "embedding_norm"),
         *attention(layer + "attention.", "layers/attention/", names),
         *norm(layer + "attention.output.LayerNorm", "layers/attention_residual_norm"),
-        *linear(layer + "intermediate.dense", ("layers/feedforward/up_DF", "F,D")),
-        *linear(layer + "output.dense", ("layers/feedforward/down_FD", "D,F")),
+        *linear(layer + "intermediate.dense", "layers/feedforward/up_DF"),
+        *linear(layer + "output.dense", "layers/feedforward/down_FD"),
         *norm(layer + "output.LayerNorm", "layers/feedforward_residual_norm"),
-        *linear(f"{model}.pooler.dense", ("pooler/kernel_DM", "M,D")),
+        *linear(f"{model}.pooler.dense", "pooler/kernel_DM"),
     )
 
 
 def head(dense, scale, decoder, bias):
     """Rows of a head that begins with a matrix, an activation and a norm."""
     return (
-        *linear(dense, ("head/transform_DM", "M,D")),
+        *linear(dense, "head/transform_DM"),
         *norm(scale, "head/norm"),
-        Tensor(f"{decoder}.weight", {"head/kernel_DV": "V,D"}),
-        Tensor(bias, {"head/bias_V": "V"}),
+        matrix(f"{decoder}.weight", "head/kernel_DV"),
+        plain(bias, "head/bias_V"),
     )
 
 
@@ -71,11 +72,11 @@ BERT = Family(
     keys=SIZES,
     always=ALWAYS,
     required=REQUIRED,
-    limits=DIVIDES,
+    limits=HEADS_DIVIDE,
     tensors=(
         *encoder("bert"),
         *head(CLS + "transform.dense", CLS + "transform.LayerNorm", CLS + "decoder", CLS + "bias"),
-        *linear("cls.seq_relationship", ("next_sentence/kernel_DC", "C,D")),
+        *linear("cls.seq_relationship", "next_sentence/kernel_DC"),
     ),
     copies={CLS + "decoder.bias": CLS + "bias"},
     renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
@@ -84,7 +85,8 @@ BERT = Family(
 )
 
 HEAD = head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
-ROBERTA = Family(
+ROBERTA = dataclasses.replace(
+    BERT,
     model_type="roberta",
     architectures={"RobertaForMaskedLM": MASKED, "RobertaModel": HEADLESS},
     keys=(
@@ -101,10 +103,9 @@ ROBERTA = Family(
         ),
     ),
     always={**ALWAYS, "position_pad_aware": True},
-    required=REQUIRED,
-    limits=DIVIDES,
     tensors=(*encoder("roberta"), *HEAD),
     copies={"lm_head.decoder.bias": "lm_head.bias"},
+    renamed={},
     prefix="roberta.",
     ignored=r"roberta\.embeddings\.position_ids",
 )
@@ -112,18 +113,17 @@ ROBERTA = Family(
 SELF = "longformer.encoder.layer.{layer}.attention.self."
 GLOBAL = ("query_global", "key_global", "value_global")
 EVEN = {"attention_window={window} must be even": lambda config: config.window % 2 == 0}
-LONGFORMER = Family(
+LONGFORMER = dataclasses.replace(
+    ROBERTA,
     model_type="longformer",
     architectures={"LongformerForMaskedLM": MASKED, "LongformerModel": HEADLESS},
     keys=(*altered(ROBERTA.keys, vocab_size=30522), Windows(512, theirs="attention_window")),
     always={**ROBERTA.always, "global_attention": True},
-    required=REQUIRED,
-    limits={**DIVIDES, **EVEN},
+    limits={**HEADS_DIVIDE, **EVEN},
     tensors=(
         *(*encoder("longformer"), *HEAD),
         *attention(SELF, "layers/attention/global_", GLOBAL),
     ),
-    copies=ROBERTA.copies,
     prefix="longformer.",
     ignored=r"longformer\.embeddings\.position_ids",
 )

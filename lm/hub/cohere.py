@@ -5,10 +5,8 @@ Attention and feed-forward read one norm, a layer norm without bias. Rotated pai
 
 import dataclasses
 
-from lm.hub.family import Family
-from lm.hub.keys import Key, Rope, altered, without
-from lm.hub.llama import ALWAYS, ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, SIZES
-from lm.hub.tensors import Tensor
+from lm.hub.keys import Key, Rope, without
+from lm.hub.llama import ATTENTION_BIAS, TENSORS, like_llama, sizes
 
 
 def rotated(row):
@@ -18,28 +16,17 @@ def rotated(row):
     return dataclasses.replace(row, parts={name: layout.replace("H", "h") if turns else layout})
 
 
-COHERE = Family(
-    model_type="cohere",
-    architectures={"CohereForCausalLM": {}},
-    keys=(
-        *altered(
-            without(SIZES, "rms_norm_eps"),
-            vocab_size=256000,
-            max_position_embeddings=8192,
-            hidden_size=8192,
-            intermediate_size=22528,
-            num_hidden_layers=40,
-            num_attention_heads=64,
-            tie_word_embeddings=True,
-        ),
+SIZES = sizes(256000, 8192, 8192, 40, 64, None, 22528, tie_word_embeddings=True)
+COHERE = like_llama(
+    "cohere",
+    "CohereForCausalLM",
+    (
+        *without(SIZES, "rms_norm_eps"),
         Key("layer_norm_eps", "norm_eps", 1e-5),
         Key("logit_scale", "logit_scale", 0.0625),
         *(Rope(500_000.0), ATTENTION_BIAS),
     ),
-    always={**ALWAYS, "norm": "layer_norm", "parallel_block": True},
+    {"norm": "layer_norm", "parallel_block": True},
     required={"use_qk_norm": False},
-    tensors=(
-        Tensor(LAYER + "input_layernorm.weight", {"layers/attention_norm/scale_D": "D"}),
-        *(*ENDS, *(rotated(row) for row in ATTENTION), *FEEDFORWARD),
-    ),
+    tensors=tuple(rotated(row) for row in TENSORS),
 )

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import build
 from lm.data import tokenizer as tokenizers
-from lm.errors import RunError, UserError, did_you_mean, require
+from lm.errors import RunError, UserError, require, require_in
 from lm.hub import family as tables
 from lm.hub.families import FAMILIES
 from lm.hub.files import DTYPES, TensorFiles, read_json, replaced, write_json, write_tensors
@@ -84,7 +84,7 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
         _verify(model, partial)
         if finish is not None:
             finish(partial)
-        if isinstance(model.tokenizer, tokenizers.LibraryTokenizer):
+        if model.tokenizer is not None:
             _say_its_class(model.tokenizer, partial / "tokenizer_config.json")
     return chosen.model_type
 
@@ -110,10 +110,8 @@ def _say_its_class(tokenizer, path):
 
 def _family_for(config, name):
     """The Family of that name, or the first that can express the config."""
-    require(
-        name is None or name in FAMILIES,
-        f"family={name!r} is not known.{did_you_mean(name, FAMILIES)}",
-    )
+    if name is not None:
+        require_in("family", name, FAMILIES)
     options = FAMILIES if name is None else {name: FAMILIES[name]}
     reasons = []
     for option, family in options.items():
@@ -203,9 +201,7 @@ def _dtype(family, files, names):
     """The narrowest dtype that holds all parameters of the files."""
     # Selection biases are float32 in every model, and no reason for the rest to be.
     ends = [row.name.split("}")[-1] for row in family.tensors if {*row.parts} & {SELECTION}]
-    found = {
-        files.dtype(there): there for name, there in names.items() if not name.endswith(tuple(ends))
-    }
+    found = {files.dtype(names[n]): names[n] for n in names if not n.endswith(tuple(ends))}
     for dtype, name in found.items():
         require(dtype in DTYPES, f"{name} is of dtype {dtype}; lm reads {', '.join(DTYPES)}.")
     return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))
@@ -314,22 +310,7 @@ def _set_piece(stack, piece, index):
 def _fetch(params, part):
     """A Part of the parameters {name: array} as a numpy array, from all devices."""
     array = params[part.parameter]
-    host = None
-    for shard in array.addressable_shards:
-        if shard.replica_id == 0:
-            piece = np.asarray(shard.data[part.index] if part.index else shard.data)
-            if piece.shape == part.shape:
-                return piece
-            host = np.empty(part.shape, array.dtype) if host is None else host
-            host[shard.index[len(part.index) :]] = piece
-    return host
-
-
-def _same_bits(one, two):
-    """Whether two arrays of one dtype hold the same, not-a-number and signs of zero too."""
-    one, two = (np.ascontiguousarray(array) for array in (one, two))
-    words = f"uint{8 * one.itemsize}"
-    return np.array_equal(one.view(words), two.view(words))
+    return np.asarray(array[part.index] if part.index else array)
 
 
 def _verify(model, folder):
@@ -339,7 +320,10 @@ def _verify(model, folder):
     with TensorFiles(folder) as files:
         _, reads = _check(folder, family, content, files, model.config.compute_dtype)
         for part, piece in _pieces(files, reads):
-            if not _same_bits(piece, _fetch(params, part)):
+            # As bytes: not-a-number and signs of zero too.
+            pair = piece, _fetch(params, part)
+            one, two = (np.ascontiguousarray(array).view(np.uint8) for array in pair)
+            if not np.array_equal(one, two):
                 raise RunError(f"{part.parameter} is not in {folder} as it was written there.")
 
 

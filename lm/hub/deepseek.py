@@ -6,53 +6,40 @@ Rotated pairs are neighbours. V3 may have a layer more, for multi-token predicti
 import dataclasses
 
 from lm.errors import require_in
-from lm.hub.family import Family
-from lm.hub.keys import Key, Rope, altered, without
-from lm.hub.llama import ALWAYS, DIVIDES, ENDS, FEEDFORWARD, LAYER, PRE_NORMS, SIZES
+from lm.hub.family import HEADS_DIVIDE
+from lm.hub.keys import Key, Rope, without
+from lm.hub.llama import ENDS, FEEDFORWARD, LAYER, PRE_NORMS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED
-from lm.hub.qwen import EXPERTS, SHARED, SHARED_EXPERT
-from lm.hub.tensors import Tensor
+from lm.hub.qwen import EXPERTS
+from lm.hub.tensors import Tensor, matrix, plain, under
 
-SELF = LAYER + "self_attn."
-ATTENTION = (
-    Tensor(SELF + "q_a_proj.weight", {"layers/attention/query_down_DQ": "Q,D"}),
-    Tensor(SELF + "q_a_layernorm.weight", {"layers/attention/query_latent_norm/scale_Q": "Q"}),
-    Tensor(
-        SELF + "q_b_proj.weight",
-        {"layers/attention/query_QNU": "N,U,Q", "layers/attention/query_rope_QNR": "N,r,Q"},
-        joined=1,
-        merged=0,
-    ),
-    Tensor(
-        SELF + "q_proj.weight",
-        {"layers/attention/query_DNU": "N,U,D", "layers/attention/query_rope_DNR": "N,r,D"},
-        joined=1,
-        merged=0,
-    ),
-    Tensor(
-        SELF + "kv_a_proj_with_mqa.weight",
-        {"layers/attention/latent_down_DC": "C,D", "layers/attention/key_rope_DR": "r,D"},
-    ),
-    Tensor(SELF + "kv_a_layernorm.weight", {"layers/attention/latent_norm/scale_C": "C"}),
-    Tensor(
-        SELF + "kv_b_proj.weight",
-        {"layers/attention/key_CNU": "N,U,C", "layers/attention/value_CNW": "N,W,C"},
-        joined=1,
-        merged=0,
-    ),
-    Tensor(SELF + "o_proj.weight", {"layers/attention/output_NWD": "D,NW"}),
+
+def of_heads(name, parts):
+    """The row of a tensor whose parts follow one another in each head."""
+    return Tensor(name, parts, joined=1, merged=0)
+
+
+ATTENTION = under(
+    LAYER + "self_attn.",
+    "layers/attention/",
+    matrix("q_a_proj.weight", "query_down_DQ"),
+    plain("q_a_layernorm.weight", "query_latent_norm/scale_Q"),
+    of_heads("q_b_proj.weight", {"query_QNU": "N,U,Q", "query_rope_QNR": "N,r,Q"}),
+    of_heads("q_proj.weight", {"query_DNU": "N,U,D", "query_rope_DNR": "N,r,D"}),
+    Tensor("kv_a_proj_with_mqa.weight", {"latent_down_DC": "C,D", "key_rope_DR": "r,D"}),
+    plain("kv_a_layernorm.weight", "latent_norm/scale_C"),
+    of_heads("kv_b_proj.weight", {"key_CNU": "N,U,C", "value_CNW": "N,W,C"}),
+    matrix("o_proj.weight", "output_NWD"),
 )
-# Named as Qwen's, but in the plural and without a gate.
-SHARED_EXPERTS = tuple(
-    dataclasses.replace(row, name=row.name.replace(SHARED, LAYER + "mlp.shared_experts."))
-    for row in SHARED_EXPERT[:3]
-)
+SHARED_EXPERTS = gated(LAYER + "mlp.shared_experts.", "layers/experts/shared/")
 TENSORS = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD, *EXPERTS, *SHARED_EXPERTS)
-PREDICTION = (
-    Tensor(LAYER + "enorm.weight", {"mtp/embedding_norm/scale_D": "D"}),
-    Tensor(LAYER + "hnorm.weight", {"mtp/hidden_norm/scale_D": "D"}),
-    Tensor(LAYER + "eh_proj.weight", {"mtp/projection_ID": "D,I"}),
-    Tensor(LAYER + "shared_head.norm.weight", {"mtp/final_norm/scale_D": "D"}),
+PREDICTION = under(
+    LAYER,
+    "mtp/",
+    plain("enorm.weight", "embedding_norm/scale_D"),
+    plain("hnorm.weight", "hidden_norm/scale_D"),
+    matrix("eh_proj.weight", "projection_ID"),
+    plain("shared_head.norm.weight", "final_norm/scale_D"),
 )
 
 
@@ -76,10 +63,10 @@ class Groups:
         return {"topk_method": method, "n_group": groups, "topk_group": kept}
 
 
-def keys(shared, experts, chosen, width, dense, scale):
+def keys(defaults, shared, experts, chosen, width, dense, scale):
     """The rows that both have, by what V2's and V3's defaults are."""
     return (
-        *without(SIZES, "head_dim"),
+        *without(sizes(*defaults), "head_dim"),
         Key("qk_rope_head_dim", "rope_width", 64),
         Key(
             "qk_nope_head_dim",
@@ -109,61 +96,32 @@ def keys(shared, experts, chosen, width, dense, scale):
 
 REQUIRED = {"attention_bias": False, "moe_layer_freq": 1}
 
-DEEPSEEK_V2 = Family(
-    model_type="deepseek_v2",
-    architectures={"DeepseekV2ForCausalLM": {}},
-    keys=(
-        *altered(keys(2, 64, 1, 1407, 0, 1.0), vocab_size=102400),
-        Groups(),
-    ),
-    always=ALWAYS,
-    required={
-        **REQUIRED,
-        "mlp_bias": False,
-        "norm_topk_prob": False,
-        "scoring_func": "softmax",
-    },
-    limits=DIVIDES,
+DEEPSEEK_V2 = like_llama(
+    "deepseek_v2",
+    "DeepseekV2ForCausalLM",
+    (*keys((102400, 2048, 4096, 32, 32, None, 11008), 2, 64, 1, 1407, 0, 1.0), Groups()),
+    required=REQUIRED | {"mlp_bias": False, "norm_topk_prob": False, "scoring_func": "softmax"},
+    limits=HEADS_DIVIDE,
     tensors=TENSORS,
     fused=FUSED,
 )
 
-V3_SIZES = {
-    "vocab_size": 129280,
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "max_position_embeddings": 4096,
-}
-
-DEEPSEEK_V3 = Family(
-    model_type="deepseek_v3",
-    architectures={"DeepseekV3ForCausalLM": {}},
-    keys=(
-        *altered(keys(1, 256, 8, 2048, 3, 2.5), **V3_SIZES),
+DEEPSEEK_V3 = like_llama(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    (
+        *keys((129280, 4096, 7168, 61, 128, None, 18432), 1, 256, 8, 2048, 3, 2.5),
         Key("n_group", "router_groups", 8),
         Key("topk_group", "router_groups_kept", 4),
         Key("norm_topk_prob", "router_renormalise", True),
         Key("num_nextn_predict_layers", "mtp_depth", 1, least=0),
     ),
-    always={
-        **ALWAYS,
-        "router_score": "sigmoid",
-        "router_group_score": "top2",
-        "router_selection_bias": True,
-    },
-    required={
-        **REQUIRED,
-        "rope_interleave": True,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-    },
+    {"router_score": "sigmoid", "router_group_score": "top2", "router_selection_bias": True},
+    required=REQUIRED
+    | {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     tensors=(
         *TENSORS,
-        Tensor(
-            LAYER + "mlp.gate.e_score_correction_bias", {"layers/experts/selection_bias_E": "E"}
-        ),
+        plain(LAYER + "mlp.gate.e_score_correction_bias", "layers/experts/selection_bias_E"),
         *PREDICTION,
     ),
     fused=FUSED,

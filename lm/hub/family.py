@@ -18,45 +18,29 @@ from lm.nn.config import TransformerConfig
 # What a model of the hub is unless its table says otherwise: values, or functions of other keys.
 STANDARD = {
     "stack": "decoder",
-    "num_encoder_layers": 0,
-    "start_token": 0,
-    "position_offset": 0,
-    "position_pad_aware": False,
-    "token_types": 0,
+    "norm_placement": "pre",
     "head": "linear",
     "head_bias": "none",
-    "pooler": False,
-    "next_sentence": False,
-    "detector": False,
-    "norm_placement": "pre",
-    "skip_first_norm": False,
-    "norm_offset": False,
     "final_norm": True,
-    "embedding_norm": False,
-    "parallel_block": False,
-    "qkv_bias": False,
-    "attention_output_bias": False,
-    "feedforward_bias": False,
-    "embedding_scale": 1.0,
-    "logit_scale": 1.0,
-    "logit_cap": 0.0,
-    "attention_scale": lambda model: model["head_width"] ** -0.5,
-    "attention_cap": 0.0,
-    "attention_sinks": False,
     "query_key_norm": "none",
-    "global_attention": False,
-    "prefix_attention": False,
     "attention_pattern": "full",
-    "window": 0,
-    "kv_latent": 0,
-    "query_latent": 0,
+    **dict.fromkeys(("embedding_scale", "logit_scale"), 1.0),
+    **dict.fromkeys(("logit_cap", "attention_cap", "expert_capacity_factor"), 0.0),
+    **dict.fromkeys(("num_encoder_layers", "start_token", "position_offset", "token_types"), 0),
+    **dict.fromkeys(("window", "kv_latent", "query_latent", "mtp_depth"), 0),
+    **dict.fromkeys(("num_experts", "expert_capacity"), 0),
+    **dict.fromkeys(("pooler", "next_sentence", "detector", "position_pad_aware"), False),
+    **dict.fromkeys(("norm_offset", "skip_first_norm", "embedding_norm"), False),
+    **dict.fromkeys(("parallel_block", "gated", "prefix_attention", "global_attention"), False),
+    **dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), False),
+    "attention_sinks": False,
+    "attention_backend": "plain",  # another may be another function
+    "d_ff": lambda model: 4 * model["d_model"],
+    "num_kv_heads": lambda model: model["num_heads"],
+    "head_width": lambda model: model["d_model"] // model["num_heads"],
+    "attention_scale": lambda model: model["head_width"] ** -0.5,
     "rope_width": lambda model: model["head_width"],
     "value_width": lambda model: model["head_width"],
-    "num_experts": 0,
-    "expert_capacity": 0,
-    "expert_capacity_factor": 0.0,
-    "mtp_depth": 0,
-    "attention_backend": "plain",  # another may be another function
 }
 # Keys of what only some models have, as they are in the others.
 BUCKETS = {"position_buckets": 32, "position_max_distance": 128}
@@ -75,34 +59,32 @@ ROPE = {
     "rope_mscale": 0.0,
 }
 EXPERTS = {
-    "experts_per_token": 1,
     "expert_d_ff": lambda model: model["d_ff"],
-    "shared_expert_d_ff": 0,
-    "shared_expert_gate": False,
-    "dense_layers": 0,
-    "experts_every": 1,
     "router_score": "softmax",
-    "router_bias": False,
-    "router_selection_bias": False,
-    "router_renormalise": False,
-    "router_scale": 1.0,
-    "router_groups": 1,
-    "router_groups_kept": 1,
     "router_group_score": "max",
+    "router_scale": 1.0,
+    **dict.fromkeys(("experts_per_token", "experts_every"), 1),
+    **dict.fromkeys(("router_groups", "router_groups_kept"), 1),
+    **dict.fromkeys(("shared_expert_d_ff", "dense_layers"), 0),
+    **dict.fromkeys(("shared_expert_gate", "router_bias", "router_selection_bias"), False),
+    "router_renormalise": False,
 }
 # Keys on which no logit of a trained model depends: an export may lose them.
 FREE = {
     "initializer": "normal",
     "initializer_std": 0.02,
     "scaled_residual_init": False,
-    "embedding_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "residual_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "final_dropout": 0.0,
-    "router_jitter": 0.0,
+    **dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0),
+    **dict.fromkeys(("activation_dropout", "final_dropout", "router_jitter"), 0.0),
     "scan_layers": True,
     "remat": "none",
+    "offload": "",
+}
+# What transformers asks of families without a width of heads.
+HEADS_DIVIDE = {
+    "num_heads={num_heads} must divide d_model={d_model}": lambda config: (
+        config.d_model % config.num_heads == 0
+    ),
 }
 
 

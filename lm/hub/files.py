@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -90,9 +91,8 @@ def _opened(path):
         # Not mapped: pages of a map once read count as this process's memory.
         return safe_open(path, framework="np", backend="pread")
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is truncated or is no safetensors file ({error}); fetch it again."
-        ) from None
+        told = f"{path} is truncated or is no safetensors file ({error}); fetch it again."
+        raise UserError(told) from None
 
 
 def _tensor_paths(folder):
@@ -118,34 +118,18 @@ def _tensor_paths(folder):
     return paths
 
 
-def plan(sizes, max_shard_size):
-    """{file: [tensor]}, each file as full as it may be. sizes: {tensor: bytes}."""
-    groups, room = [[]], max_shard_size
-    for name, size in sizes.items():
-        if size > room and groups[-1]:
-            groups.append([])
-            room = max_shard_size
-        groups[-1].append(name)
-        room -= size
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    count = len(groups)
-    return {
-        f"model-{number:05d}-of-{count:05d}.safetensors": group
-        for number, group in enumerate(groups, 1)
-    }
-
-
 def write_tensors(folder, kinds, fetch, max_shard_size):
     """Write tensors, a file of at most max_shard_size bytes (or of one tensor) in memory at a time.
 
     kinds: {tensor: (shape, dtype)}; fetch(tensor): its numpy array.
     """
-    sizes = {
-        name: math.prod(shape) * jnp.dtype(dtype).itemsize for name, (shape, dtype) in kinds.items()
-    }
-    files = plan(sizes, max_shard_size)
-    for file, names in files.items():
+    plan = split_state_dict_into_shards_factory(
+        kinds,
+        get_storage_size=lambda kind: math.prod(kind[0]) * jnp.dtype(kind[1]).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in plan.filename_to_tensors.items():
         # save_file takes an array's memory as it lies, whatever its strides say.
         tensors = {name: np.ascontiguousarray(fetch(name)) for name in names}
         try:
@@ -153,9 +137,8 @@ def write_tensors(folder, kinds, fetch, max_shard_size):
             (folder / file).chmod(0o666 & ~_umask())  # the library lets nobody else read it
         except SafetensorError as error:
             raise RunError(f"{folder / file} cannot be written: {error}.") from error
-    if len(files) > 1:
-        weight_map = {name: file for file, names in files.items() for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / INDEX, index)
 
 

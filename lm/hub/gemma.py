@@ -1,56 +1,31 @@
 """Gemma 1 to 3, the text models (arXiv:2403.08295, 2408.00118, 2503.19786)."""
 
-from lm.hub.family import Family
+from lm.hub.family import HEADS_DIVIDE
 from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, checked, without
-from lm.hub.llama import (
-    ALWAYS,
-    ATTENTION,
-    ATTENTION_BIAS,
-    DIVIDES,
-    ENDS,
-    FEEDFORWARD,
-    LAYER,
-    SIZES,
-    TENSORS,
-)
-from lm.hub.qwen import NORMS
-from lm.hub.tensors import Tensor
+from lm.hub.llama import ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, like_llama, sizes
+from lm.hub.tensors import norm
 
-ALWAYS = {**ALWAYS, "norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
+ALWAYS = {"norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
 # "gelu" of the first releases means the tanh form.
 TANH = {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS}
 ACTIVATION = Key("hidden_act", "activation", "gelu_tanh", {**TANH, "gelu": "gelu_tanh"})
-GEMMA_SIZES = altered(
-    without(SIZES, "hidden_act"),
-    vocab_size=256000,
-    max_position_embeddings=8192,
-    hidden_size=3072,
-    intermediate_size=24576,
-    num_hidden_layers=28,
-    num_attention_heads=16,
-    num_key_value_heads=16,
-    head_dim=256,
-    tie_word_embeddings=True,
-)
 
-GEMMA = Family(
-    model_type="gemma",
-    architectures={"GemmaForCausalLM": {}},
-    keys=(*GEMMA_SIZES, ACTIVATION, Rope(), ATTENTION_BIAS),
-    always=ALWAYS,
+
+def gemma_sizes(*defaults):
+    rows = sizes(*defaults, head_dim=256, tie_word_embeddings=True)
+    return without(rows, "hidden_act")
+
+
+GEMMA = like_llama(
+    "gemma",
+    "GemmaForCausalLM",
+    (*gemma_sizes(256000, 8192, 3072, 28, 16, 16, 24576), ACTIVATION, Rope(), ATTENTION_BIAS),
+    ALWAYS,
     required={"use_bidirectional_attention": None},
-    tensors=TENSORS,
 )
 
 GEMMA2_KEYS = (
-    *altered(
-        GEMMA_SIZES,
-        hidden_size=2304,
-        intermediate_size=9216,
-        num_hidden_layers=26,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-    ),
+    *gemma_sizes(256000, 8192, 2304, 26, 8, 4, 9216),
     Key("hidden_activation", "activation", "gelu_tanh", TANH),
     ATTENTION_BIAS,
     Key(
@@ -65,15 +40,12 @@ GEMMA2_KEYS = (
     Key("attn_logit_softcapping", "attention_cap", 50.0, null=0.0),
 )
 SANDWICH = (
-    Tensor(LAYER + "input_layernorm.weight", {"layers/attention_norm/scale_D": "D"}),
-    Tensor(
-        LAYER + "post_attention_layernorm.weight", {"layers/attention_output_norm/scale_D": "D"}
-    ),
-    Tensor(LAYER + "pre_feedforward_layernorm.weight", {"layers/feedforward_norm/scale_D": "D"}),
-    Tensor(
-        LAYER + "post_feedforward_layernorm.weight", {"layers/feedforward_output_norm/scale_D": "D"}
-    ),
+    *norm(LAYER + "input_layernorm", "layers/attention_norm"),
+    *norm(LAYER + "post_attention_layernorm", "layers/attention_output_norm"),
+    *norm(LAYER + "pre_feedforward_layernorm", "layers/feedforward_norm"),
+    *norm(LAYER + "post_feedforward_layernorm", "layers/feedforward_output_norm"),
 )
+NORMED = (*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD)
 
 
 def even(number, flat):
@@ -85,20 +57,20 @@ def five_of_six(number, flat):
     return (number + 1) % checked(name, flat.get(name, 6), int) != 0
 
 
-GEMMA2 = Family(
-    model_type="gemma2",
-    architectures={"Gemma2ForCausalLM": {}},
-    keys=(*GEMMA2_KEYS, Rope(), Windows(4096, even)),
-    always={**ALWAYS, "norm_placement": "sandwich"},
+GEMMA2 = like_llama(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    (*GEMMA2_KEYS, Rope(), Windows(4096, even)),
+    {**ALWAYS, "norm_placement": "sandwich"},
     required={"use_bidirectional_attention": None},
-    limits=DIVIDES,
-    tensors=(*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD),
+    limits=HEADS_DIVIDE,
+    tensors=NORMED,
 )
 
-GEMMA3 = Family(
-    model_type="gemma3_text",
-    architectures={"Gemma3ForCausalLM": {}},
-    keys=(
+GEMMA3 = like_llama(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    (
         *altered(
             GEMMA2_KEYS,
             vocab_size=262208,
@@ -109,8 +81,8 @@ GEMMA3 = Family(
         Rope(1_000_000.0, theta_local=10_000.0),
         Windows(4096, five_of_six),
     ),
-    always={**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
+    {**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
     required={"use_bidirectional_attention": False},
-    limits=DIVIDES,
-    tensors=(*ENDS, *SANDWICH, *ATTENTION, *NORMS, *FEEDFORWARD),
+    limits=HEADS_DIVIDE,
+    tensors=NORMED,
 )

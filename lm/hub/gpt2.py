@@ -8,9 +8,9 @@ import dataclasses
 from typing import Any
 
 from lm.errors import require
-from lm.hub.family import Family
+from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import ACTIVATIONS, Key, altered, checked, pattern_of
-from lm.hub.tensors import Tensor, attention, norm
+from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain, under
 
 LAYER = "transformer.h.{layer}."
 SIZES = (
@@ -26,55 +26,30 @@ SIZES = (
     Key("resid_pdrop", "residual_dropout", 0.1),
     Key("tie_word_embeddings", "tied_embedding", True),
 )
-ALWAYS = {
-    "position": "learned",
-    "norm": "layer_norm",
-    "norm_bias": True,
-    "gated": False,
-    "qkv_bias": True,
-    "attention_output_bias": True,
-    "feedforward_bias": True,
-    "num_kv_heads": lambda model: model["num_heads"],
-    "head_width": lambda model: model["d_model"] // model["num_heads"],
-}
-DIVIDES = {
-    "n_head={num_heads} must divide n_embd={d_model}": lambda config: (
-        config.d_model % config.num_heads == 0
-    ),
-}
-
-
+ALWAYS = {"position": "learned", "norm": "layer_norm", "norm_bias": True}
+ALWAYS |= dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), True)
+QUERY_KEY_VALUE = {"query_DNH": "D,NH", "key_DKH": "D,KH", "value_DKH": "D,KH"}
+QUERY_KEY_VALUE_BIAS = {"query_bias_NH": "NH", "key_bias_KH": "KH", "value_bias_KH": "KH"}
 FUSED_ATTENTION = (
-    Tensor(
-        LAYER + "attn.c_attn.weight",
-        {
-            "layers/attention/query_DNH": "D,NH",
-            "layers/attention/key_DKH": "D,KH",
-            "layers/attention/value_DKH": "D,KH",
-        },
-        joined=1,
+    *under(
+        LAYER + "attn.",
+        "layers/attention/",
+        Tensor("c_attn.weight", QUERY_KEY_VALUE, joined=1),
+        Tensor("c_attn.bias", QUERY_KEY_VALUE_BIAS),
+        Tensor("c_proj.weight", {"output_NHD": "NH,D"}),
+        plain("c_proj.bias", "output_bias_D"),
     ),
-    Tensor(
-        LAYER + "attn.c_attn.bias",
-        {
-            "layers/attention/query_bias_NH": "NH",
-            "layers/attention/key_bias_KH": "KH",
-            "layers/attention/value_bias_KH": "KH",
-        },
-    ),
-    Tensor(LAYER + "attn.c_proj.weight", {"layers/attention/output_NHD": "NH,D"}),
-    Tensor(LAYER + "attn.c_proj.bias", {"layers/attention/output_bias_D": "D"}),
-    Tensor(LAYER + "mlp.c_fc.weight", {"layers/feedforward/up_DF": "D,F"}),
-    Tensor(LAYER + "mlp.c_proj.weight", {"layers/feedforward/down_FD": "F,D"}),
+    plain(LAYER + "mlp.c_fc.weight", "layers/feedforward/up_DF"),
+    plain(LAYER + "mlp.c_proj.weight", "layers/feedforward/down_FD"),
 )
 BIASES = (
-    Tensor(LAYER + "mlp.c_fc.bias", {"layers/feedforward/up_bias_F": "F"}),
-    Tensor(LAYER + "mlp.c_proj.bias", {"layers/feedforward/down_bias_D": "D"}),
-    Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
+    plain(LAYER + "mlp.c_fc.bias", "layers/feedforward/up_bias_F"),
+    plain(LAYER + "mlp.c_proj.bias", "layers/feedforward/down_bias_D"),
 )
+HEAD = matrix("lm_head.weight", "head/kernel_DV")
 TABLES = (
-    Tensor("transformer.wte.weight", {"embed/table_VD": "V,D"}),
-    Tensor("transformer.wpe.weight", {"positions/table_PD": "P,D"}),
+    plain("transformer.wte.weight", "embed/table_VD"),
+    plain("transformer.wpe.weight", "positions/table_PD"),
     *norm("transformer.ln_f", "final_norm"),
 )
 PRE_NORMS = (
@@ -91,46 +66,32 @@ GPT2 = Family(
         Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
     ),
     always={**ALWAYS, "scaled_residual_init": True},
-    required={
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },
-    limits=DIVIDES,
-    tensors=(*TABLES, *PRE_NORMS, *FUSED_ATTENTION, *BIASES),
+    required={"scale_attn_weights": True, "add_cross_attention": False}
+    | {"scale_attn_by_inverse_layer_idx": False},
+    limits=HEADS_DIVIDE,
+    tensors=(*TABLES, *PRE_NORMS, *FUSED_ATTENTION, *BIASES, HEAD),
     prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.(masked_)?bias",
 )
 
-GPT = Family(
+GPT = dataclasses.replace(
+    GPT2,
     model_type="openai-gpt",
     architectures={"OpenAIGPTLMHeadModel": {}},
     keys=(
         *altered(SIZES, vocab_size=40478, n_positions=512),
         # Its "gelu" is the tanh form.
-        Key(
-            "afn",
-            "activation",
-            "gelu_tanh",
-            {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"},
-        ),
+        Key("afn", "activation", "gelu_tanh", {**ACTIVATIONS, "gelu": "gelu_tanh"}),
     ),
-    always={
-        **ALWAYS,
-        "norm_placement": "post",
-        "final_norm": False,
-        "d_ff": lambda model: 4 * model["d_model"],
-    },
-    limits=DIVIDES,
+    always={**ALWAYS, "norm_placement": "post", "final_norm": False},
+    required={},
     tensors=(
-        Tensor("transformer.tokens_embed.weight", {"embed/table_VD": "V,D"}),
-        Tensor("transformer.positions_embed.weight", {"positions/table_PD": "P,D"}),
+        plain("transformer.tokens_embed.weight", "embed/table_VD"),
+        plain("transformer.positions_embed.weight", "positions/table_PD"),
         *norm(LAYER + "ln_1", "layers/attention_residual_norm"),
         *norm(LAYER + "ln_2", "layers/feedforward_residual_norm"),
-        *(*FUSED_ATTENTION, *BIASES),
+        *(*FUSED_ATTENTION, *BIASES, HEAD),
     ),
-    prefix="transformer.",
-    ignored=GPT2.ignored,
 )
 
 
@@ -162,7 +123,8 @@ class Alternation:
 
 NEO = LAYER + "attn.attention."
 
-GPT_NEO = Family(
+GPT_NEO = dataclasses.replace(
+    GPT,
     model_type="gpt_neo",
     architectures={"GPTNeoForCausalLM": {}},
     keys=(
@@ -182,14 +144,12 @@ GPT_NEO = Family(
         Alternation(),
     ),
     always={**ALWAYS, "qkv_bias": False, "attention_scale": 1.0},
-    limits=DIVIDES,
     tensors=(
         *(*TABLES, *PRE_NORMS),
         *attention(NEO, "layers/attention/", ("q_proj", "k_proj", "v_proj", "out_proj")),
-        Tensor(LAYER + "mlp.c_fc.weight", {"layers/feedforward/up_DF": "F,D"}),
-        Tensor(LAYER + "mlp.c_proj.weight", {"layers/feedforward/down_FD": "D,F"}),
-        *BIASES,
+        *linear(LAYER + "mlp.c_fc", "layers/feedforward/up_DF"),
+        *linear(LAYER + "mlp.c_proj", "layers/feedforward/down_FD"),
+        HEAD,
     ),
-    prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",
 )

@@ -4,71 +4,46 @@ Experts are not transposed, and gate and up are columns in turn. The hub's files
 lm does not read; transformers saves them in bfloat16.
 """
 
-from lm.hub.family import Family
 from lm.hub.gemma import even
-from lm.hub.keys import Key, Rope, Windows, altered, without
-from lm.hub.llama import ALWAYS, ATTENTION, ENDS, LAYER, PRE_NORMS, SIZES
-from lm.hub.tensors import Tensor
+from lm.hub.keys import Key, Rope, Windows, without
+from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
+from lm.hub.tensors import Tensor, linear, plain, under
 
-LARGE = {
-    "rope_type": "yarn",
-    "factor": 32.0,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "truncate": False,
-    "original_max_position_embeddings": 4096,
-}
-MLP = LAYER + "mlp."
+YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+YARN |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+SIZES = sizes(201088, 131072, 2880, 36, 64, 8, 2880, head_dim=64, rms_norm_eps=1e-5)
+GATE_UP = {"gate_EDF": "E,D,F,1", "up_EDF": "E,D,F,1"}
+GATE_UP_BIAS = {"gate_bias_EF": "E,F,1", "up_bias_EF": "E,F,1"}
 
-GPT_OSS = Family(
-    model_type="gpt_oss",
-    architectures={"GptOssForCausalLM": {}},
-    keys=(
-        *altered(
-            without(SIZES, "hidden_act", "intermediate_size"),
-            vocab_size=201088,
-            max_position_embeddings=131072,
-            hidden_size=2880,
-            num_hidden_layers=36,
-            num_attention_heads=64,
-            num_key_value_heads=8,
-            head_dim=64,
-            rms_norm_eps=1e-5,
-        ),
+GPT_OSS = like_llama(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    (
+        *without(SIZES, "hidden_act", "intermediate_size"),
         Key("intermediate_size", ("expert_d_ff", "d_ff"), 2880),
         Key("attention_bias", ("qkv_bias", "attention_output_bias"), True),
-        Rope(150_000.0, scaling=LARGE),
+        Rope(150_000.0, scaling=YARN),
         Windows(128, even),
         Key("num_local_experts", "num_experts", 128),
         Key("num_experts_per_tok", "experts_per_token", 4),
     ),
-    always={
-        **ALWAYS,
+    {
         "activation": "clamped_silu",
-        "attention_sinks": True,
-        "feedforward_bias": True,
-        "router_bias": True,
+        **dict.fromkeys(("attention_sinks", "feedforward_bias", "router_bias"), True),
         "router_renormalise": True,
     },
     required={"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
     tensors=(
-        *(*ENDS, *PRE_NORMS, *ATTENTION),
-        Tensor(LAYER + "self_attn.sinks", {"layers/attention/sinks_N": "N"}),
-        Tensor(MLP + "router.weight", {"layers/experts/router_DE": "E,D"}),
-        Tensor(MLP + "router.bias", {"layers/experts/router_bias_E": "E"}),
-        Tensor(
-            MLP + "experts.gate_up_proj",
-            {"layers/experts/gate_EDF": "E,D,F,1", "layers/experts/up_EDF": "E,D,F,1"},
-            joined=3,
-            merged=2,
+        *TENSORS,
+        plain(LAYER + "self_attn.sinks", "layers/attention/sinks_N"),
+        *under(
+            LAYER + "mlp.",
+            "layers/experts/",
+            *linear("router", "router_DE"),
+            Tensor("experts.gate_up_proj", GATE_UP, joined=3, merged=2),
+            Tensor("experts.gate_up_proj_bias", GATE_UP_BIAS, joined=2, merged=1),
+            plain("experts.down_proj", "down_EFD"),
+            plain("experts.down_proj_bias", "down_bias_ED"),
         ),
-        Tensor(
-            MLP + "experts.gate_up_proj_bias",
-            {"layers/experts/gate_bias_EF": "E,F,1", "layers/experts/up_bias_EF": "E,F,1"},
-            joined=2,
-            merged=1,
-        ),
-        Tensor(MLP + "experts.down_proj", {"layers/experts/down_EFD": "E,F,D"}),
-        Tensor(MLP + "experts.down_proj_bias", {"layers/experts/down_bias_ED": "E,D"}),
     ),
 )

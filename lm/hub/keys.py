@@ -98,10 +98,9 @@ class Key:
 def altered(rows, **defaults):
     """The rows with other defaults, {first name in config.json: default}."""
     known = {row.names[0]: row for row in rows}
-    changed = {
-        name: dataclasses.replace(known[name], default=value) for name, value in defaults.items()
-    }
-    return tuple({**known, **changed}.values())
+    for name, value in defaults.items():
+        known[name] = dataclasses.replace(known[name], default=value)
+    return tuple(known.values())
 
 
 def without(rows, *names):
@@ -197,10 +196,7 @@ class Rope:
             given["attention_factor"] = config.rope_attention_factor
         given = {"rope_type": "default" if scaling == "none" else scaling, **given}
         whole = {**given, "rope_theta": config.rope_theta}
-        old = {
-            self.old[0]: config.rope_theta,
-            "rope_scaling": None if scaling == "none" else given,
-        }
+        old = {self.old[0]: config.rope_theta, "rope_scaling": None if scaling == "none" else given}
         if not self.theta_local:
             return {**old, "rope_parameters": whole}
         local = {"rope_type": "default", "rope_theta": config.rope_theta_local}
@@ -310,9 +306,8 @@ class Windows:
         return {"attention_pattern": pattern_of(local), "window": width if any(local) else 0}
 
     def write(self, config):
-        kinds = [
-            "sliding_attention" if layer.local else "full_attention" for layer in config.layers()
-        ]
+        names = ("full_attention", "sliding_attention")
+        kinds = [names[layer.local] for layer in config.layers()]
         content = {self.theirs: config.window or None}
         content |= {"layer_types": kinds} if self.local else {}
         return content | ({self.switch: config.window > 0} if self.switch else {})

@@ -1,49 +1,38 @@
 """Mistral (arXiv:2310.06825) and Mixtral (arXiv:2401.04088); rows of experts that others share."""
 
-from lm.hub.family import Family
-from lm.hub.keys import Key, Rope, Windows, altered, without
-from lm.hub.llama import ALWAYS, ATTENTION, ENDS, LAYER, PRE_NORMS, SIZES, TENSORS
-from lm.hub.tensors import Tensor
+from lm.hub.keys import Key, Rope, Windows, without
+from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
+from lm.hub.tensors import Tensor, matrix, under
 
-MISTRAL_SIZES = altered(
-    SIZES, intermediate_size=14336, max_position_embeddings=131072, num_key_value_heads=8
-)
+SIZES = (32000, 131072, 4096, 32, 32, 8, 14336)
 
-MISTRAL = Family(
-    model_type="mistral",
-    architectures={"MistralForCausalLM": {}},
-    keys=(*MISTRAL_SIZES, Rope(), Windows(4096)),
-    always=ALWAYS,
-    tensors=TENSORS,
-)
+MISTRAL = like_llama("mistral", "MistralForCausalLM", (*sizes(*SIZES), Rope(), Windows(4096)))
 
 
 def experts(start, gate, up, down):
     """Rows of experts, a tensor for each, by the names of their three matrices."""
     return (
-        Tensor(f"{start}.{{expert}}.{gate}.weight", {"layers/experts/gate_EDF": "F,D"}),
-        Tensor(f"{start}.{{expert}}.{up}.weight", {"layers/experts/up_EDF": "F,D"}),
-        Tensor(f"{start}.{{expert}}.{down}.weight", {"layers/experts/down_EFD": "D,F"}),
+        matrix(f"{start}.{{expert}}.{gate}.weight", "layers/experts/gate_EDF"),
+        matrix(f"{start}.{{expert}}.{up}.weight", "layers/experts/up_EDF"),
+        matrix(f"{start}.{{expert}}.{down}.weight", "layers/experts/down_EFD"),
     )
 
 
 # As transformers 5 has experts in memory, for folders that were saved so.
-FUSED = (
-    Tensor(
-        LAYER + "mlp.experts.gate_up_proj",
-        {"layers/experts/gate_EDF": "E,F,D", "layers/experts/up_EDF": "E,F,D"},
-        joined=1,
-    ),
-    Tensor(LAYER + "mlp.experts.down_proj", {"layers/experts/down_EFD": "E,D,F"}),
+FUSED = under(
+    LAYER + "mlp.experts.",
+    "layers/experts/",
+    Tensor("gate_up_proj", {"gate_EDF": "E,F,D", "up_EDF": "E,F,D"}, joined=1),
+    Tensor("down_proj", {"down_EFD": "E,D,F"}),
 )
-ROUTER = Tensor(LAYER + "mlp.gate.weight", {"layers/experts/router_DE": "E,D"})
+ROUTER = matrix(LAYER + "mlp.gate.weight", "layers/experts/router_DE")
 SPARSE = LAYER + "block_sparse_moe."
 
-MIXTRAL = Family(
-    model_type="mixtral",
-    architectures={"MixtralForCausalLM": {}},
-    keys=(
-        *without(altered(MISTRAL_SIZES, rms_norm_eps=1e-5), "intermediate_size"),
+MIXTRAL = like_llama(
+    "mixtral",
+    "MixtralForCausalLM",
+    (
+        *without(sizes(*SIZES, rms_norm_eps=1e-5), "intermediate_size"),
         # Its only width: no layer is without experts.
         Key("intermediate_size", ("expert_d_ff", "d_ff"), 14336),
         Rope(1_000_000.0),
@@ -52,10 +41,10 @@ MIXTRAL = Family(
         Key("num_experts_per_tok", "experts_per_token", 2),
         Key("router_jitter_noise", "router_jitter", 0.0),
     ),
-    always={**ALWAYS, "router_renormalise": True},
+    {"router_renormalise": True},
     tensors=(
-        *(*ENDS, *PRE_NORMS, *ATTENTION),
-        Tensor(SPARSE + "gate.weight", {"layers/experts/router_DE": "E,D"}),
+        *TENSORS,
+        matrix(SPARSE + "gate.weight", "layers/experts/router_DE"),
         *experts(SPARSE + "experts", "w1", "w3", "w2"),
     ),
     fused=(*FUSED, ROUTER),

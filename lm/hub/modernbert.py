@@ -3,10 +3,9 @@ three. Query, key and value are rows of one matrix, gate and up of another.
 """
 
 from lm.hub.bert import HEADLESS, MASKED, head
-from lm.hub.family import Family
+from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, checked
-from lm.hub.llama import DIVIDES
-from lm.hub.tensors import Tensor, linear, norm
+from lm.hub.tensors import linear, norm, plain
 
 LAYER = "model.layers.{layer}."
 
@@ -49,33 +48,31 @@ MODERNBERT = Family(
         "embedding_norm": True,
         "skip_first_norm": True,
         "gated": True,
-        "num_kv_heads": lambda model: model["num_heads"],
-        "head_width": lambda model: model["d_model"] // model["num_heads"],
         "initializer": "truncated_normal",
         "scaled_residual_init": True,
     },
     # In the old schema both kinds of layers have scaled positions.
     required={"decoder_bias": True, "rope_scaling.type": None, "rope_scaling.rope_type": None},
     written={"pad_token_id": lambda config: None},
-    limits=DIVIDES,
+    limits=HEADS_DIVIDE,
     tensors=(
-        Tensor("model.embeddings.tok_embeddings.weight", {"embed/table_VD": "V,D"}),
+        plain("model.embeddings.tok_embeddings.weight", "embed/table_VD"),
         *norm("model.embeddings.norm", "embedding_norm"),
         *norm(LAYER + "attn_norm", "layers/attention_norm"),
         *linear(
             LAYER + "attn.Wqkv",
-            ("layers/attention/query_DNH", "NH,D"),
-            ("layers/attention/key_DKH", "KH,D"),
-            ("layers/attention/value_DKH", "KH,D"),
+            "layers/attention/query_DNH",
+            "layers/attention/key_DKH",
+            "layers/attention/value_DKH",
         ),
-        *linear(LAYER + "attn.Wo", ("layers/attention/output_NHD", "D,NH")),
+        *linear(LAYER + "attn.Wo", "layers/attention/output_NHD"),
         *norm(LAYER + "mlp_norm", "layers/feedforward_norm"),
         *linear(
             LAYER + "mlp.Wi",
-            ("layers/feedforward/gate_DF", "F,D"),
-            ("layers/feedforward/up_DF", "F,D"),
+            "layers/feedforward/gate_DF",
+            "layers/feedforward/up_DF",
         ),
-        *linear(LAYER + "mlp.Wo", ("layers/feedforward/down_FD", "D,F")),
+        *linear(LAYER + "mlp.Wo", "layers/feedforward/down_FD"),
         *norm("model.final_norm", "final_norm"),
         *head("head.dense", "head.norm", "decoder", "decoder.bias"),
     ),

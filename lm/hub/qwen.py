@@ -1,29 +1,11 @@
 """Qwen 2 (arXiv:2407.10671) and 3 (arXiv:2505.09388), dense and with experts."""
 
-from lm.hub.family import Family
-from lm.hub.keys import Key, Rope, Windows, altered, checked
-from lm.hub.llama import (
-    ALWAYS,
-    ATTENTION,
-    ATTENTION_BIAS,
-    ENDS,
-    FEEDFORWARD,
-    LAYER,
-    PRE_NORMS,
-    SIZES,
-    TENSORS,
-)
+from lm.hub.keys import Key, Rope, Windows, checked
+from lm.hub.llama import ATTENTION_BIAS, LAYER, TENSORS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED, ROUTER, experts
 from lm.hub.tensors import Tensor
 
-QWEN_SIZES = altered(
-    SIZES, vocab_size=151936, intermediate_size=22016, max_position_embeddings=32768
-)
-QWEN2_SIZES = altered(QWEN_SIZES, num_key_value_heads=32)
-NORMS = (
-    Tensor(LAYER + "self_attn.q_norm.weight", {"layers/attention/query_norm/scale_H": "H"}),
-    Tensor(LAYER + "self_attn.k_norm.weight", {"layers/attention/key_norm/scale_H": "H"}),
-)
+SIZES = (151936, 32768, 4096, 32, 32, 32, 22016)
 
 
 def late(number, flat):
@@ -42,20 +24,14 @@ def _bound(flat):
 
 WINDOWS = Windows(4096, late, switch="use_sliding_window")
 
-QWEN2 = Family(
-    model_type="qwen2",
-    architectures={"Qwen2ForCausalLM": {}},
-    keys=(*QWEN2_SIZES, Rope(), WINDOWS),
-    always={**ALWAYS, "qkv_bias": True},
-    tensors=TENSORS,
+QWEN2 = like_llama(
+    "qwen2", "Qwen2ForCausalLM", (*sizes(*SIZES), Rope(), WINDOWS), {"qkv_bias": True}
 )
-
-QWEN3 = Family(
-    model_type="qwen3",
-    architectures={"Qwen3ForCausalLM": {}},
-    keys=(*altered(QWEN2_SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
-    always={**ALWAYS, "query_key_norm": "head"},
-    tensors=(*TENSORS, *NORMS),
+QWEN3 = like_llama(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    (*sizes(*SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
+    {"query_key_norm": "head"},
 )
 
 
@@ -72,55 +48,38 @@ def routing(chosen, count, width):
 
 
 EXPERTS = (ROUTER, *experts(LAYER + "mlp.experts", "gate_proj", "up_proj", "down_proj"))
-SHARED = LAYER + "mlp.shared_expert."
 SHARED_EXPERT = (
-    Tensor(SHARED + "gate_proj.weight", {"layers/experts/shared/gate_DF": "F,D"}),
-    Tensor(SHARED + "up_proj.weight", {"layers/experts/shared/up_DF": "F,D"}),
-    Tensor(SHARED + "down_proj.weight", {"layers/experts/shared/down_FD": "D,F"}),
+    *gated(LAYER + "mlp.shared_expert.", "layers/experts/shared/"),
     Tensor(LAYER + "mlp.shared_expert_gate.weight", {"layers/experts/shared_gate_D": "1,D"}),
 )
-MIXED = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD, *EXPERTS)
 
-QWEN2_MOE = Family(
-    model_type="qwen2_moe",
-    architectures={"Qwen2MoeForCausalLM": {}},
-    keys=(
-        *altered(
-            QWEN_SIZES,
-            hidden_size=2048,
-            intermediate_size=5632,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            num_key_value_heads=16,
-        ),
+QWEN2_MOE = like_llama(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    (
+        *sizes(151936, 32768, 2048, 24, 16, 16, 5632),
         Rope(),
         Windows(4096, early, switch="use_sliding_window"),
         Key("qkv_bias", "qkv_bias", True),
         *routing(4, 60, 1408),
         Key("shared_expert_intermediate_size", "shared_expert_d_ff", 5632),
     ),
-    always={**ALWAYS, "shared_expert_gate": True},
+    {"shared_expert_gate": True},
     required={"mlp_only_layers": []},
-    tensors=(*MIXED, *SHARED_EXPERT),
+    tensors=(*TENSORS, *EXPERTS, *SHARED_EXPERT),
     fused=FUSED,
 )
 
-QWEN3_MOE = Family(
-    model_type="qwen3_moe",
-    architectures={"Qwen3MoeForCausalLM": {}},
-    keys=(
-        *altered(
-            QWEN_SIZES,
-            hidden_size=2048,
-            intermediate_size=6144,
-            num_hidden_layers=24,
-            num_key_value_heads=4,
-        ),
+QWEN3_MOE = like_llama(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    (
+        *sizes(151936, 32768, 2048, 24, 32, 4, 6144),
         *(Rope(), ATTENTION_BIAS, Windows(4096, switch="use_sliding_window")),
         *routing(8, 128, 768),
     ),
-    always={**ALWAYS, "query_key_norm": "head"},
+    {"query_key_norm": "head"},
     required={"mlp_only_layers": []},
-    tensors=(*MIXED, *NORMS),
+    tensors=(*TENSORS, *EXPERTS),
     fused=FUSED,
 )

@@ -2,9 +2,11 @@
 has experts in place of some feed-forwards.
 """
 
+import dataclasses
+
 from lm.hub.family import Family
 from lm.hub.keys import ACTIVATIONS, Key, altered
-from lm.hub.tensors import Tensor, attention, linear
+from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
 
 DROPOUTS = ("embedding", "attention", "residual", "activation", "final")
 SIZES = (
@@ -21,14 +23,12 @@ SIZES = (
 )
 ALWAYS = {
     "stack": "encoder_decoder",
-    "num_kv_heads": lambda model: model["num_heads"],
     "position": "buckets",
     "norm": "rms_norm",
     "norm_bias": False,
     "attention_scale": 1.0,
     "initializer": "t5",
 }
-WRITTEN = {"pad_token_id": lambda config: config.start_token}
 COPIES = {f"{name}.embed_tokens.weight": "shared.weight" for name in ("encoder", "decoder")}
 UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 
@@ -46,23 +46,23 @@ def stack(name, start, last, rows):
     # The layers share it; in the files it is the first one's.
     bias = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return (
-        Tensor(bias, {f"{start}positions/table_RN": "R,N"}),
-        Tensor(f"{block}0.layer_norm.weight", {f"{layers}attention_norm/scale_D": "D"}),
+        plain(bias, f"{start}positions/table_RN"),
+        *norm(f"{block}0.layer_norm", f"{layers}attention_norm"),
         *attention(f"{block}0.SelfAttention.", f"{layers}attention/", "qkvo"),
         Tensor(f"{block}{last}.layer_norm.weight", {f"{layers}feedforward_norm/scale_D": "D"}),
         *rows(f"{block}{last}.", layers),
-        Tensor(f"{name}.final_layer_norm.weight", {f"{start}final_norm/scale_D": "D"}),
+        *norm(f"{name}.final_layer_norm", f"{start}final_norm"),
     )
 
 
 def tensors(rows):
     cross = "decoder.block.{layer}.layer.1."
     return (
-        Tensor("shared.weight", {"embed/table_VD": "V,D"}),
+        plain("shared.weight", "embed/table_VD"),
         *(*stack("encoder", "encoder/", 1, rows), *stack("decoder", "", 2, rows)),
-        Tensor(f"{cross}layer_norm.weight", {"layers/cross_attention_norm/scale_D": "D"}),
+        *norm(f"{cross}layer_norm", "layers/cross_attention_norm"),
         *attention(f"{cross}EncDecAttention.", "layers/cross_attention/", "qkvo"),
-        Tensor("lm_head.weight", {"head/kernel_DV": "V,D"}),
+        matrix("lm_head.weight", "head/kernel_DV"),
     )
 
 
@@ -82,9 +82,9 @@ def sparse(start, layers):
     expert = f"{start}mlp.experts.expert_{{expert}}."
     return (
         *dense(start, layers, "mlp."),
-        *linear(f"{start}mlp.router.classifier", (f"{layers}experts/router_DE", "E,D")),
-        Tensor(f"{expert}wi.weight", {f"{layers}experts/up_EDF": "F,D"}),
-        Tensor(f"{expert}wo.weight", {f"{layers}experts/down_EFD": "D,F"}),
+        *linear(f"{start}mlp.router.classifier", f"{layers}experts/router_DE"),
+        matrix(f"{expert}wi.weight", f"{layers}experts/up_EDF"),
+        matrix(f"{expert}wo.weight", f"{layers}experts/down_EFD"),
     )
 
 
@@ -107,7 +107,7 @@ T5 = Family(
         ),
     ),
     always=ALWAYS,
-    written=WRITTEN,
+    written={"pad_token_id": lambda config: config.start_token},
     tensors=tensors(dense),
     copies=COPIES,
     prefix="",
@@ -127,7 +127,8 @@ def sparse_layers(name, ours):
 
 
 OFTEN = "lm has experts in all or in every second layer, not in every {experts_every}th"
-SWITCH = Family(
+SWITCH = dataclasses.replace(
+    T5,
     model_type="switch_transformers",
     architectures={"SwitchTransformersForConditionalGeneration": {}},
     keys=(
@@ -139,16 +140,8 @@ SWITCH = Family(
         sparse_layers("num_sparse_encoder_layers", "num_encoder_layers"),
         sparse_layers("num_sparse_decoder_layers", "num_layers"),
     ),
-    always={
-        **ALWAYS,
-        "gated": False,
-        "logit_scale": lambda model: scale(model["tied_embedding"], model),
-    },
+    always=ALWAYS | {"logit_scale": lambda model: scale(model["tied_embedding"], model)},
     required={"router_dtype": "float32"},
     limits={OFTEN: lambda config: config.experts_every <= 2},
-    written=WRITTEN,
     tensors=tensors(sparse),
-    copies=COPIES,
-    prefix="",
-    ignored=UNUSED,
 )

@@ -29,31 +29,54 @@ class Tensor:
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def linear(name, *kernels):
-    """Rows of a Linear of the hub, whose outputs those of one or more kernels are, one after the
-    other: its weight, (out, in), and its bias. kernels: (parameter, layout).
+def under(start, ours, *rows):
+    """The rows, with `start` before the names of tensors and `ours` before those of parameters."""
+    return tuple(
+        dataclasses.replace(
+            row,
+            name=start + row.name,
+            parts={ours + parameter: layout for parameter, layout in row.parts.items()},
+        )
+        for row in rows
+    )
+
+
+def plain(name, parameter):
+    """The row of a parameter that lies in the tensor as it does in ours."""
+    return Tensor(name, {parameter: ",".join(parameter.rsplit("_", 1)[1])})
+
+
+def matrix(name, *kernels):
+    """The row of a Linear's weight, (out, in), whose outputs those of one or more kernels are, one
+    after the other. Of a kernel with heads these are one dim; its experts have a tensor each.
     """
-    biases = {}
-    for kernel, layout in kernels:
+    parts = {}
+    for kernel in kernels:
+        dims = kernel.rsplit("_", 1)[1].removeprefix("E")
+        cut = -1 if dims.endswith("D") else 1
+        parts[kernel] = f"{dims[cut:]},{dims[:cut]}"
+    return Tensor(name, parts)
+
+
+def linear(name, *kernels):
+    """The rows of a Linear's weight, as `matrix` has it, and of its bias."""
+    weight, biases = matrix(f"{name}.weight", *kernels), {}
+    for kernel, layout in weight.parts.items():
         out = layout.split(",")[0]
         biases[f"{kernel.rsplit('_', 1)[0]}_bias_{out}".replace("/kernel_bias", "/bias")] = out
-    return Tensor(f"{name}.weight", dict(kernels)), Tensor(f"{name}.bias", biases)
+    return weight, Tensor(f"{name}.bias", biases)
 
 
 def norm(name, ours):
     """Rows of a norm's scale and bias."""
-    return (
-        Tensor(f"{name}.weight", {f"{ours}/scale_D": "D"}),
-        Tensor(f"{name}.bias", {f"{ours}/bias_D": "D"}),
-    )
+    return plain(f"{name}.weight", f"{ours}/scale_D"), plain(f"{name}.bias", f"{ours}/bias_D")
 
 
 def attention(start, ours, names=("q_proj", "k_proj", "v_proj", "o_proj")):
     """Rows of query, key, value and, if it is named, output: Linears of these names."""
-    kernels = ("query_DNH", "NH,D"), ("key_DKH", "KH,D"), ("value_DKH", "KH,D")
-    rows = zip(names, (*kernels, ("output_NHD", "D,NH")), strict=False)
-    pairs = [linear(start + name, (ours + kernel, layout)) for name, (kernel, layout) in rows]
-    return tuple(row for pair in pairs for row in pair)
+    kernels = ("query_DNH", "key_DKH", "value_DKH", "output_NHD")
+    pairs = (linear(name, kernel) for name, kernel in zip(names, kernels, strict=False))
+    return under(start, ours, *(row for pair in pairs for row in pair))
 
 
 @dataclasses.dataclass(frozen=True)

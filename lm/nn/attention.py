@@ -19,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.errors import did_you_mean, require
 from lm.mesh import current_mesh, local, put
@@ -141,6 +142,56 @@ def plain(
     return out_BTKGH.reshape(B, T, N, -1)
 
 
+QUERIES = 512  # of a chunk
+
+
+@backend("chunked")
+def chunked(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    visible,
+    *,
+    scale,
+    keep_BNTS=None,
+    cap=None,
+    sinks_N=None,
+    bias_BNTS=None,
+):
+    """`plain` for a chunk of queries at a time, computed again in the backward pass: O(S) memory
+    (arXiv:2112.05682, section 3).
+    """
+    per_query = {
+        "q": q_BTNH.swapaxes(0, 1),
+        "visible": {
+            name: getattr(visible, name).T
+            for name in ("positions_BT", "segments_BT", "until_BT")
+            if getattr(visible, name) is not None
+        },
+        "keep": None if keep_BNTS is None else jnp.moveaxis(keep_BNTS, 2, 0),
+        "bias": None if bias_BNTS is None else jnp.moveaxis(bias_BNTS, 2, 0),
+    }
+    # Kept wide, in which the gradients of all chunks are added up.
+    wide = jnp.promote_types(k_BSKH.dtype, jnp.float32)
+    k_BSKH, v_BSKH = k_BSKH.astype(wide), v_BSKH.astype(wide)
+
+    def of_query(x):
+        seen = {name: array_B[:, None] for name, array_B in x["visible"].items()}
+        return plain(
+            x["q"][:, None],
+            k_BSKH.astype(q_BTNH.dtype),
+            v_BSKH.astype(q_BTNH.dtype),
+            dataclasses.replace(visible, **seen),
+            scale=scale,
+            keep_BNTS=None if x["keep"] is None else x["keep"][:, :, None],
+            cap=cap,
+            sinks_N=sinks_N,
+            bias_BNTS=None if x["bias"] is None else x["bias"][:, :, None],
+        )[:, 0]
+
+    return jax.lax.map(jax.checkpoint(of_query), per_query, batch_size=QUERIES).swapaxes(0, 1)
+
+
 class Attention(nnx.Module):
     """Multi-head, grouped-query (arXiv:2305.13245) or multi-query attention, by
     config.num_kv_heads.
@@ -197,15 +248,15 @@ class Attention(nnx.Module):
         q_BTNH, k_BTKH, v_BTKH = self._queries(x_BTD), *self.keys_values(x_BTD)
         if context.rotation is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, context.rotation), rotate(k_BTKH, context.rotation)
-        out_BTNH, cache = self._attend(q_BTNH, k_BTKH, v_BTKH, context, cache, key)
+        parts = zip((q_BTNH, k_BTKH, v_BTKH), ("query", "key", "value"), strict=True)
+        parts = (checkpoint_name(*part) for part in parts)
+        out_BTNH, cache = self._attend(*parts, context, cache, key)
         if context.global_BT is not None:
             out_BTNH = self._globally(x_BTD, out_BTNH, context, key)
         return self._output(out_BTNH, self.output_NHD), cache
 
     def _globally(self, x_BTD, out_BTNH, context, key):
-        """out_BTNH, where tokens that are global have what they see of all others by projections of
-        their own (arXiv:2004.05150, section 3.1).
-        """
+        """out_BTNH, of global tokens by matrices of their own (arXiv:2004.05150, section 3.1)."""
         everything = dataclasses.replace(context.visible, window=0, global_BS=None)
         context = dataclasses.replace(context, visible=everything)
         projected = self._queries(x_BTD, "global_"), *self.keys_values(x_BTD, "global_")
@@ -293,6 +344,7 @@ class Attention(nnx.Module):
         return k_BSKH, v_BSKH, {"key_LBKSH": keys, "value_LBKSH": values}
 
     def _output(self, out_BTNH, kernel):
+        out_BTNH = checkpoint_name(out_BTNH, "attention")
         y_BTD = matmul(out_BTNH, weight(kernel, out_BTNH.dtype), "residual", contract=2)
         return biased(y_BTD, self.output_bias_D) if self.config.attention_output_bias else y_BTD
 
@@ -331,10 +383,8 @@ def output_matrix(config):
 def check_backend(config):
     """Raise UserError unless the backend is registered and takes what this model needs."""
     name = config.attention_backend
-    require(
-        name in BACKENDS,
-        f"model.attention_backend={name!r} is not registered.{did_you_mean(name, BACKENDS)}",
-    )
+    told = f"model.attention_backend={name!r} is not registered."
+    require(name in BACKENDS, told + did_you_mean(name, BACKENDS))
     needed = {
         "cap": ("attention_cap", config.attention_cap > 0),
         "sinks_N": ("attention_sinks", config.attention_sinks),

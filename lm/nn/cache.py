@@ -105,10 +105,8 @@ def _written_rows(cache, new, index, ring):
 
     def write(rows, new, index):
         stacks = {name: x[None, :, None, :, None] for name, x in rows.items()}
-        pairs = {
-            name: written(x, new[name][:, :, None, None], (0, index), ring)
-            for name, x in stacks.items()
-        }
+        new = {name: x[:, :, None, None] for name, x in new.items()}
+        pairs = {name: written(x, new[name], (0, index), ring) for name, x in stacks.items()}
         seen = {name: seen[:, :, 0, 0] for name, (seen, _) in pairs.items()}
         return seen, {name: stack[0, :, 0, :, 0] for name, (_, stack) in pairs.items()}
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import ACTIVATIONS, current_mesh
+from lm.mesh import placed
 
 
 def keep_mask(key, shape, rate, name):
@@ -11,8 +11,7 @@ def keep_mask(key, shape, rate, name):
 
     float32, in whatever precision its factor is: in bfloat16 1 / 0.9 would be 1.109.
     """
-    place = None if current_mesh() is None else ACTIVATIONS[name]
-    bits = jax.random.bits(key, shape, jnp.uint32, out_sharding=place)
+    bits = jax.random.bits(key, shape, jnp.uint32, out_sharding=placed(name, shape))
     return (bits >= jnp.uint32(rate * 2**32)).astype(float) / (1 - rate)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.mesh import ACTIVATIONS, current_mesh, local
+from lm.mesh import current_mesh, local, placed
 from lm.nn.feedforward import FeedForward, activate, branches
 from lm.nn.grouped import grouped_matmul
 from lm.nn.matmul import matmul
@@ -66,13 +66,13 @@ class Experts(nnx.Module):
         """(B, T, E), float32 or wider: a choice must not hang on a rounding."""
         x_BTD, config = _wide(x_BTD), self.config
         if key is not None and config.router_jitter:
-            place = None if current_mesh() is None else ACTIVATIONS["residual"]
+            place = placed("whole", x_BTD.shape)
             low, high = 1 - config.router_jitter, 1 + config.router_jitter
             noise_BTD = jax.random.uniform(  # in float32, the same whatever is computed in
                 key, x_BTD.shape, jnp.float32, low, high, out_sharding=place
             )
             x_BTD = x_BTD * noise_BTD
-        logits_BTE = matmul(x_BTD, weight(self.router_DE, x_BTD.dtype), "residual")
+        logits_BTE = matmul(x_BTD, weight(self.router_DE, x_BTD.dtype), "whole")
         return logits_BTE + self.router_bias_E[...] if config.router_bias else logits_BTE
 
     def _shared(self, x_BTD):
@@ -80,7 +80,7 @@ class Experts(nnx.Module):
         if not self.config.shared_expert_gate:
             return y_BTD
         x_BTD, gate_D = _wide(x_BTD), self.shared_gate_D[...]
-        gate_BT1 = matmul(x_BTD, gate_D[:, None].astype(x_BTD.dtype), "residual")
+        gate_BT1 = matmul(x_BTD, gate_D[:, None].astype(x_BTD.dtype), "whole")
         return (y_BTD * jax.nn.sigmoid(gate_BT1)).astype(y_BTD.dtype)
 
     def _outputs(self, x_BTD, chosen_BTk, weights_BTk, real_BT):
@@ -100,7 +100,7 @@ class Experts(nnx.Module):
             return outputs(config, x_BTD, weights_BTk, weights, *places)[None]
 
         mask = None if real_BT is None else "tokens"
-        ins = ("residual", "residual", "residual", mask, names)
+        ins = ("whole", "whole", "whole", mask, names)
         y_SBTD = local(run, ins, "summands")(x_BTD, chosen_BTk, weights_BTk, real_BT, weights)
         return y_SBTD.sum(0)
 
@@ -283,9 +283,8 @@ def feed(config, weights, rows, product, spread):
             y = (y + spread(weights[f"{name}_bias"])).astype(y.dtype)
         return y
 
-    return affine(
-        "down", activate(config, **{name: affine(name, rows) for name in branches(config)})
-    )
+    branched = {name: affine(name, rows) for name in branches(config)}
+    return affine("down", activate(config, **branched))
 
 
 def _wide(x):

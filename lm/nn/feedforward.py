@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.nn.dropout import dropout
 from lm.nn.matmul import matmul
@@ -38,16 +39,11 @@ class FeedForward(nnx.Module):
         """width: of the hidden layer, config.d_ff if None."""
         self.config = config
         D, F, dtype = config.d_model, width or config.d_ff, config.param_dtype
-        names = branches(config)
+        init, names = matrix_init(config, D, F), branches(config)
         for name in names:
-            setattr(
-                self,
-                f"{name}_DF",
-                param((D, F), ("model", "hidden"), matrix_init(config, D, F), dtype),
-            )
-        self.down_FD = param(
-            (F, D), ("hidden", "model"), matrix_init(config, F, D, residual=True), dtype
-        )
+            setattr(self, f"{name}_DF", param((D, F), ("model", "hidden"), init, dtype))
+        init = matrix_init(config, F, D, residual=True)
+        self.down_FD = param((F, D), ("hidden", "model"), init, dtype)
         if config.feedforward_bias:
             for name in names:
                 setattr(self, f"{name}_bias_F", param((F,), ("hidden",), zeros, dtype))
@@ -55,9 +51,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD, key=None):
         """(B, T, D). key: for dropout, None: off."""
-        hidden_BTF = activate(
-            self.config, **{name: self._branch(name, x_BTD) for name in branches(self.config)}
-        )
+        branched = {name: self._branch(name, x_BTD) for name in branches(self.config)}
+        hidden_BTF = activate(self.config, **branched)
         hidden_BTF = dropout(hidden_BTF, key, self.config.activation_dropout, "hidden")
         y_BTD = matmul(hidden_BTF, weight(self.down_FD, x_BTD.dtype), "residual")
         if self.config.feedforward_bias:
@@ -68,4 +63,4 @@ class FeedForward(nnx.Module):
         h_BTF = matmul(x_BTD, weight(getattr(self, f"{name}_DF"), x_BTD.dtype), "hidden")
         if self.config.feedforward_bias:
             h_BTF = biased(h_BTF, getattr(self, f"{name}_bias_F"))
-        return h_BTF
+        return checkpoint_name(h_BTF, name)

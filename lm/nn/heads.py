@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.mesh import ACTIVATIONS, current_mesh
+from lm.mesh import gathered
 from lm.nn.feedforward import ACTIVATIONS as NONLINEARITIES
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
@@ -25,12 +25,7 @@ class Embedding(nnx.Module):
         """(B, T, D) in the compute dtype."""
         # Rounded after the look-up, so that the gradient of a frequent token is summed as precisely
         # as the table is kept.
-        table_VD = weight(self.table_VD, self.config.param_dtype)
-        if current_mesh() is None:
-            x_BTD = table_VD[tokens_BT]
-        else:
-            x_BTD = table_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS["residual"])
-        return x_BTD.astype(self.config.compute_dtype)
+        return looked_up(self.table_VD, tokens_BT, self.config.compute_dtype)
 
 
 class TokenTypes(nnx.Module):
@@ -48,9 +43,7 @@ class TokenTypes(nnx.Module):
 
 
 class Head(nnx.Module):
-    """From hidden states to logits: with a transform before it, a matrix of its own unless the
-    embedding's is taken, and a bias, as far as the config has them.
-    """
+    """From hidden states to logits, with what config.head, tied_embedding and head_bias ask for."""
 
     def __init__(self, config):
         self.config = config
@@ -66,20 +59,31 @@ class Head(nnx.Module):
         elif config.head_bias == "fixed":
             self.fixed_bias_V = param((V,), ("vocab",), zeros, dtype, buffer=True)
 
-    def __call__(self, hidden_BTD, table_VD):
-        """(B, T, V), float32 or wider. table_VD: the embedding's."""
-        if self.config.head == "transform":
-            hidden_BTD = self.norm(dense(self, self.config, hidden_BTD))
-        dtype = hidden_BTD.dtype
+    def prepared(self, hidden_BTD):
+        """What is multiplied with the matrix, (B, T, D)."""
+        if self.config.head != "transform":
+            return hidden_BTD
+        return self.norm(dense(self, self.config, hidden_BTD))
+
+    def columns(self, table_VD):
+        """{name: (..., V)}: what the logits of each token of the vocabulary are made with, as it
+        lies at rest. table_VD: the embedding's.
+        """
         tied = self.config.tied_embedding
-        kernel_DV = weight(table_VD, dtype).T if tied else weight(self.kernel_DV, dtype)
-        logits_BTV = matmul(hidden_BTD, kernel_DV, "logits")
-        logits_BTV = logits_BTV.astype(jnp.promote_types(dtype, jnp.float32))
+        found = {"kernel_DV": table_VD[...].T if tied else self.kernel_DV[...]}
         if self.config.head_bias == "learned":
-            return logits_BTV + self.bias_V[...].astype(logits_BTV.dtype)
-        if self.config.head_bias == "fixed":
-            fixed_V = jax.lax.stop_gradient(self.fixed_bias_V[...])
-            return logits_BTV + fixed_V.astype(logits_BTV.dtype)
+            found["bias_V"] = self.bias_V[...]
+        elif self.config.head_bias == "fixed":
+            found["bias_V"] = jax.lax.stop_gradient(self.fixed_bias_V[...])
+        return found
+
+    def logits(self, x_BTD, columns):
+        """(B, T, V), float32 or wider, of some or all columns."""
+        kernel_DV = gathered(columns["kernel_DV"].astype(x_BTD.dtype))
+        logits_BTV = matmul(x_BTD, kernel_DV, "logits")
+        logits_BTV = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+        if "bias_V" in columns:
+            logits_BTV = logits_BTV + columns["bias_V"].astype(logits_BTV.dtype)
         return logits_BTV
 
 
@@ -105,7 +109,7 @@ class Classifier(nnx.Module):
 
     def __call__(self, x_BTD):
         """(B, T, C), float32 or wider."""
-        y_BTC = matmul(x_BTD, weight(self.kernel_DC, x_BTD.dtype), "residual")
+        y_BTC = matmul(x_BTD, weight(self.kernel_DC, x_BTD.dtype), "whole")
         return y_BTC.astype(jnp.promote_types(y_BTC.dtype, jnp.float32)) + self.bias_C[...]
 
 
@@ -132,7 +136,7 @@ def make_dense(module, config, name="transform", bias="transform_bias", biased=N
 
 def dense(module, config, x_BTD, name="transform", bias="transform_bias", activation=None):
     """What `make_dense` made, with the config's activation if no other is given."""
-    y_BTD = matmul(x_BTD, weight(getattr(module, f"{name}_DM"), x_BTD.dtype), "residual")
+    y_BTD = matmul(x_BTD, weight(getattr(module, f"{name}_DM"), x_BTD.dtype), "whole")
     if hasattr(module, f"{bias}_M"):
         y_BTD = biased(y_BTD, getattr(module, f"{bias}_M"))
     return (activation or NONLINEARITIES[config.activation])(y_BTD)

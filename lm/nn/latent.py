@@ -75,9 +75,8 @@ class LatentAttention(Attention):
             q_BTNC = by_head("BTNU,CNU->BTNC", q_BTNU, key_CNU)
             q_BTNH = jnp.concatenate([q_BTNC, q_BTNR], -1)
             k_BT1H = jnp.concatenate([latent_BTC[:, :, None], k_BT1R], -1)
-            out_BTNC, cache = self._attend(
-                q_BTNH, k_BT1H, None, context, cache, kv_name="copied_heads"
-            )
+            ours = q_BTNH, k_BT1H, None, context, cache
+            out_BTNC, cache = self._attend(*ours, kv_name="copied_heads")
             out_BTNW = by_head("BTNC,CNW->BTNW", out_BTNC, value_CNW)
         return self._output(out_BTNW, self.output_NWD), cache
 

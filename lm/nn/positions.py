@@ -1,6 +1,4 @@
-"""How a model knows where a token stands: a table, sinusoids, rotated queries and keys, or what is
-added to scores.
-"""
+"""Where a token stands: a table, sinusoids, rotated queries and keys, or what scores get added."""
 
 import dataclasses
 import math
@@ -9,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.mesh import ACTIVATIONS, current_mesh, local
+from lm.mesh import ACTIVATIONS, current_mesh, local, put
 from lm.nn.params import matrix_init, param, weight
 
 
@@ -27,20 +25,23 @@ class LearnedPositions(nnx.Module):
         return looked_up(self.table_PD, positions_BT + self.config.position_offset)
 
 
-def looked_up(table, index_BT):
-    """The rows (B or 1, T, D) of a parameter, in its precision, in which gradients are summed: that
-    of a frequent row as precisely as the table is kept.
+def looked_up(table, index_BT, dtype=None):
+    """The rows (B or 1, T, D) of a parameter, in `dtype`, or else in its precision, in which
+    gradients are summed: that of a frequent row as precisely as the table is kept.
+
+    Over fsdp the table stays divided: each device looks its columns up for the tokens of all, and
+    they change places. That moves as much as the result has, and no table.
     """
-    table_VD = weight(table, table[...].dtype)
+    table_VD, dtype = table[...], dtype or table[...].dtype
     if current_mesh() is None or index_BT.shape[0] == 1:  # one row serves the whole batch
-        return table_VD[index_BT]
-    return table_VD.at[index_BT].get(out_sharding=ACTIVATIONS["residual"])
+        return weight(table, table_VD.dtype)[index_BT].astype(dtype)
+    index_BT = put(index_BT, "fsdp_tokens")
+    columns_BTD = table_VD.at[index_BT].get(out_sharding=ACTIVATIONS["columns"])
+    return put(columns_BTD.astype(dtype), "residual")
 
 
 class DistanceBuckets(nnx.Module):
-    """A number for each head and bucket of distances, which all layers add to their scores
-    (arXiv:1910.10683, section 2.1).
-    """
+    """What heads add to the scores of a bucket of distances (arXiv:1910.10683, section 2.1)."""
 
     def __init__(self, config):
         self.config = config

@@ -7,11 +7,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.errors import require
 from lm.mesh import current_mesh, put
 from lm.nn.attention import CrossAttention
 from lm.nn.cache import begin, kind
+from lm.nn.config import names
 from lm.nn.dropout import dropout
 from lm.nn.experts import Experts
 from lm.nn.feedforward import FeedForward
@@ -60,7 +62,7 @@ class Block(nnx.Module):
         attention to an encoder's output.
         """
         keys = (None,) * 6 if key is None else jax.random.split(key, 6)
-        h_BTD = self._norm("attention_norm", x_BTD)
+        h_BTD = self._input("attention_norm", x_BTD)
         a_BTD, cache = self.attention(h_BTD, context, cache, keys[0])
         if self.config.parallel_block:
             f_BTD, routed = self._feedforward(h_BTD, context, keys[3])
@@ -68,10 +70,10 @@ class Block(nnx.Module):
             return x_BTD, cache, routed
         x_BTD = self._add(x_BTD, a_BTD, "attention", keys[1])
         if cross is not None:
-            h_BTD = self._norm("cross_attention_norm", x_BTD)
+            h_BTD = self._input("cross_attention_norm", x_BTD)
             a_BTD, _ = self.cross_attention(h_BTD, cross, None, keys[4])
             x_BTD = self._add(x_BTD, a_BTD, "cross_attention", keys[5])
-        h_BTD = self._norm("feedforward_norm", x_BTD)
+        h_BTD = self._input("feedforward_norm", x_BTD)
         f_BTD, routed = self._feedforward(h_BTD, context, keys[3])
         return self._add(x_BTD, f_BTD, "feedforward", keys[2]), cache, routed
 
@@ -79,7 +81,13 @@ class Block(nnx.Module):
         if not hasattr(self, "experts"):
             return self.feedforward(x_BTD, key), {}
         segments_BT = context.visible.segments_BT
-        return self.experts(x_BTD, None if segments_BT is None else segments_BT > 0, key)
+        real_BT = None if segments_BT is None else segments_BT > 0
+        y_BTD, routed = self.experts(x_BTD, real_BT, key)
+        return put(y_BTD, "residual"), routed
+
+    def _input(self, norm, x_BTD):
+        """What a branch reads: all positions, of which the norm had a part on each device."""
+        return put(self._norm(norm, x_BTD), "whole")
 
     def _norm(self, name, x_BTD):
         return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
@@ -157,10 +165,12 @@ class Layers(nnx.Module):
     def _cycle(self, carry, xs, stretch, run):
         """One cycle of a stretch, and what its routers did. xs: its number, and its parts."""
         (cycle, parts), routed, layers = xs, [], self.config.layers()
-        each = {name: iter(unstacked(part)) for name, part in parts.items()}
-        for place in range(stretch.first, stretch.first + stretch.period):
+        last = stretch.first + stretch.period
+        counts = {name: self._count(name, stretch.first, last) for name in parts}
+        each = {name: iter(unstacked(part, counts[name])) for name, part in parts.items()}
+        for place in range(stretch.first, last):
             alike = [other.local == layers[place].local for other in layers]
-            in_cycle = sum(alike[stretch.first : stretch.first + stretch.period])
+            in_cycle = sum(alike[stretch.first : last])
             rank, number = sum(alike[:place]) + cycle * in_cycle, place + cycle * stretch.period
             params = {name: next(each[name]) for name in self.names[place]}
             carry, out = run[layers[place]](carry, (number, rank, params))
@@ -177,6 +187,12 @@ class Layers(nnx.Module):
             context = dataclasses.replace(contexts[name], layer=rank)
             cross = contexts.get("cross")
             cross = cross and dataclasses.replace(cross, layer=number)
+            if loops and is_divided():
+                # A factor of 1 that, for all the compiler knows, changes with the layer: else it
+                # rounds all layers' weights before the loop and keeps them, half as large again.
+                one = 1 + 0.0 * number
+                params = jax.tree.map(lambda w: w * one.astype(w.dtype), params)
+            x_BTD = checkpoint_name(x_BTD, "layer_input")
             block, here = nnx.merge(graph, params), None if cache is None else cache[name]
             x_BTD, here, routed = block(x_BTD, context, here, layer_key, cross)
             return (x_BTD, None if cache is None else {**cache, name: here}), routed
@@ -211,12 +227,12 @@ class Mtp(nnx.Module):
     def __call__(self, next_BTD, hidden_BTD, positions, segments, key=None):
         """((B, T, D), what the router did). next_BTD: embeddings of the tokens that follow."""
         next_BTD, hidden_BTD = self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)
-        both_BTI = jnp.concatenate([next_BTD, hidden_BTD], -1)
+        both_BTI = jnp.concatenate([put(next_BTD, "whole"), hidden_BTD], -1)
         x_BTD = matmul(both_BTI, weight(self.projection_ID, both_BTI.dtype), "residual")
         rows = {"positions_BT": positions, "segments_BT": segments}
         contexts, _ = begin(self.layers.config, rows, None, x_BTD.dtype)
         x_BTD, _, routed = self.layers(x_BTD, contexts, key=key)
-        return self.final_norm(x_BTD), routed
+        return put(self.final_norm(x_BTD), "whole"), routed
 
 
 def parts_of(block):
@@ -235,14 +251,19 @@ def split(tree, counts):
 
 
 def in_cycles(tree, cycles):
-    """A tree whose arrays (rows, ...) are (cycles, rows of one, ...)."""
+    """A tree whose arrays (rows, ...) are (cycles, rows of one, ...), or (cycles, ...) of one row:
+    untouched, such a slice is not kept a second time for the backward pass.
+    """
+    if jax.tree.leaves(tree)[0].shape[0] == cycles:
+        return tree
     return jax.tree.map(lambda x: x.reshape(cycles, -1, *x.shape[1:]), tree)
 
 
-def unstacked(tree):
-    """A tree for each row of one whose arrays are stacked."""
-    rows = split(tree, [1] * jax.tree.leaves(tree)[0].shape[0])
-    return [jax.tree.map(lambda x: x.squeeze(0), row) for row in rows]
+def unstacked(tree, rows):
+    """A tree for each row of one cycle of `in_cycles`."""
+    if rows == 1:
+        return [tree]
+    return [jax.tree.map(lambda x: x.squeeze(0), row) for row in split(tree, [1] * rows)]
 
 
 def rematerialised(layer, config, loops):
@@ -250,16 +271,31 @@ def rematerialised(layer, config, loops):
 
     Weights gathered over fsdp are never kept, whatever it is.
     """
-    mesh = current_mesh()
+    policies = jax.checkpoint_policies
     policy = None
     if config.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = policies.dots_with_no_batch_dims_saveable
     elif config.remat == "none":
-        if mesh is None or mesh.shape["fsdp"] == 1:
+        if not is_divided():
             return layer
         policy = _is_computed
+    elif config.remat != "full" or config.offload:
+        away = names(config.offload)
+        here = () if config.remat == "full" else names(config.remat)
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[name for name in here if name not in away],
+            names_which_can_be_offloaded=list(away),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     # Unrolled, the compiler would merge the second computation with the first; in a loop it cannot.
     return jax.checkpoint(layer, prevent_cse=not loops, policy=policy)
+
+
+def is_divided():
+    """Whether weights are divided over fsdp, and gathered where they are used."""
+    mesh = current_mesh()
+    return mesh is not None and mesh.shape["fsdp"] > 1
 
 
 def _is_computed(primitive, *_, **__):
@@ -314,7 +350,7 @@ class Stack(nnx.Module):
         x_BTD, cache, routed = self.layers(x_BTD, contexts, cache, keys[1])
         if config.final_norm:
             x_BTD = self.final_norm(x_BTD)
-        return dropout(x_BTD, keys[2], config.final_dropout), cache, routed
+        return put(dropout(x_BTD, keys[2], config.final_dropout), "whole"), cache, routed
 
 
 class Transformer(Stack):
@@ -395,9 +431,18 @@ class Transformer(Stack):
 
     def logits(self, hidden_BTD):
         """(B, T, V), float32 or wider. Raises UserError if the model has no head."""
-        config = self.config
-        require(config.head != "none", "the model has no head, and so no logits; take its states.")
-        logits_BTV = self.head(hidden_BTD, self.embed.table_VD)
+        return self.logits_of(*self.before_logits(hidden_BTD))
+
+    def before_logits(self, hidden_BTD):
+        """What `logits_of` takes: states (B, T, D), and columns of the head, {name: (..., V)}."""
+        require(
+            self.config.head != "none", "the model has no head, and so no logits; take its states."
+        )
+        return self.head.prepared(hidden_BTD), self.head.columns(self.embed.table_VD)
+
+    def logits_of(self, states_BTD, columns):
+        """Logits, float32 or wider, of those columns."""
+        config, logits_BTV = self.config, self.head.logits(states_BTD, columns)
         if config.logit_scale != 1:
             logits_BTV = logits_BTV * config.logit_scale
         if config.logit_cap:

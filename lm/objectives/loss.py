@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import ACTIVATIONS, current_mesh, put
+from lm.mesh import ACTIVATIONS, current_mesh, in_columns, put
 from lm.objectives.routing import router_loss
 
 ROWS = ("positions", "segments", "token_types", "prefix")
@@ -136,42 +136,56 @@ def _shifted(x_BT):
 
 
 def _scored(model, hidden_BTD, targets_BT, weights_BT, config):
-    """(minimised, cross-entropy) of what the head makes of hidden states: sums."""
-    score = functools.partial(_score, config=config)
-    chunk, length = config.logits_chunk, hidden_BTD.shape[1]
-    if not chunk or chunk >= length:
-        return score(model.logits(hidden_BTD), targets_BT, weights_BT)
-    assert length % chunk == 0, (length, chunk)
+    """(minimised, cross-entropy) of what the head makes of hidden states: both summed over weighted
+    positions.
 
-    # The logits of one chunk of positions at a time, computed again in the backward pass: (B, T, V)
-    # never exists.
-    def scan_chunk(sums, start):
-        part = [
-            jax.lax.dynamic_slice_in_dim(x, start, chunk, 1)
-            for x in (hidden_BTD, targets_BT, weights_BT)
-        ]
-        return jax.tree.map(jnp.add, sums, score(model.logits(part[0]), *part[1:])), None
+    By config.logits_chunk columns of the vocabulary at a time, computed again in the backward pass:
+    logits (B, T, V) never exist, nor a head gathered whole, and where the vocabulary is divided
+    over devices each has its part of every chunk.
+    """
+    states_BTD, columns = model.before_logits(hidden_BTD)
+    vocab_size = columns["kernel_DV"].shape[-1]
+    columns["number_V"] = put(jnp.arange(vocab_size), "vocab")
+    chunk, dtype = config.logits_chunk, states_BTD.dtype
+    if not chunk or chunk >= vocab_size:
+        sums = _column_sums(model, states_BTD, columns, targets_BT)
+    else:
+        # Kept wide, in which the gradients of all chunks are added up.
+        states_BTD = states_BTD.astype(jnp.promote_types(dtype, jnp.float32))
 
-    zero = jnp.zeros((), jnp.promote_types(hidden_BTD.dtype, jnp.float32))
-    sums, _ = jax.lax.scan(
-        jax.checkpoint(scan_chunk, prevent_cse=False), (zero, zero), jnp.arange(0, length, chunk)
-    )
-    return sums
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def more(sums, piece):
+            found = _column_sums(model, states_BTD.astype(dtype), piece, targets_BT)
+            return (jnp.logaddexp(sums[0], found[0]), *map(jnp.add, sums[1:], found[1:])), None
+
+        chunks, rest = in_columns(columns, chunk)
+        zero_BT = put(jnp.zeros(targets_BT.shape, states_BTD.dtype), "tokens")
+        sums = zero_BT + jnp.finfo(zero_BT.dtype).min, zero_BT, zero_BT
+        sums, _ = jax.lax.scan(more, sums, chunks)
+        sums = sums if rest is None else more(sums, rest)[0]
+    return _score(*sums, vocab_size, weights_BT, config)
 
 
-def _score(logits_BTV, targets_BT, weights_BT, config):
-    """(minimised, cross-entropy) of given logits, both summed over weighted positions."""
-    log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
+def _column_sums(model, states_BTD, columns, targets_BT):
+    """Of the logits of these columns, (B, T): log sum exp, the target's if it is there or 0, and
+    their sum.
+    """
+    logits_BTV = model.logits_of(states_BTD, columns)
     # A masked sum and not a gather: the vocabulary may be divided over devices.
-    vocab_V = jnp.arange(logits_BTV.shape[-1])
-    target_BT = jnp.where(vocab_V == targets_BT[..., None], logits_BTV, 0).sum(-1)
+    is_target_BTV = columns["number_V"] == targets_BT[..., None]
+    target_BT = jnp.where(is_target_BTV, logits_BTV, 0).sum(-1)
+    return jax.nn.logsumexp(logits_BTV, -1), target_BT, logits_BTV.sum(-1)
+
+
+def _score(log_z_BT, target_BT, sum_BT, vocab_size, weights_BT, config):
+    """(minimised, cross-entropy), both summed over weighted positions."""
     nll_BT = log_z_BT - target_BT
     loss_BT = nll_BT
     if config.label_smoothing:
         # The target's share goes from 1 to 1 - s, and s is spread evenly over the vocabulary.
         # arXiv:1512.00567, 7.
         smoothing = config.label_smoothing
-        loss_BT = log_z_BT - (1 - smoothing) * target_BT - smoothing * logits_BTV.mean(-1)
+        loss_BT = log_z_BT - (1 - smoothing) * target_BT - smoothing * sum_BT / vocab_size
     if config.z_loss:
         loss_BT = loss_BT + config.z_loss * jnp.square(log_z_BT)
     return (loss_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()

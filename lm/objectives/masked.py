@@ -7,7 +7,6 @@ import numpy as np
 
 from lm.errors import require
 from lm.objectives.examples import Examples, ones, order, padded, token
-from lm.objectives.pairs import next_sentence
 
 
 class Masked(Examples):
@@ -18,9 +17,8 @@ class Masked(Examples):
     def __init__(self, kind, objective, data, model, tokenizer):
         self.objective, self.length = objective, data.sequence_length
         self.copies, self.several_windows = objective.static_masks, objective.next_sentence
-        self.mask, self.begin, self.end = (
-            token(role, kind, data, tokenizer) for role in ("mask", "begin", "end")
-        )
+        roles = ("mask", "begin", "end")
+        self.mask, self.begin, self.end = (token(role, kind, data, tokenizer) for role in roles)
         self.pad = tokenizer.special.get("pad", 0)
         self.raw_length = self.length - 2 - objective.next_sentence
         require(
@@ -85,3 +83,17 @@ class Masked(Examples):
         kept = np.where(share < masked + self.objective.random_token_share, other, row[places])
         corrupted[places] = np.where(share < masked, self.mask, kept)
         return corrupted
+
+
+def next_sentence(tokens, rng, another):
+    """(first, second, label): label 0 if the second goes on where the first ends, 1 if not.
+
+    Half of the time it does not: it is of the same length, from another window. Where the first
+    ends is drawn, as BERT's texts are no linguistic sentences either: arXiv:1810.04805, section
+    3.1, task 2, and A.2.
+    """
+    cut = 1 + int(rng.random() * (len(tokens) - 1))
+    first, second = tokens[:cut], tokens[cut:]
+    if rng.random() < 0.5:
+        return first, second, 0
+    return first, np.asarray(another(rng))[: len(second)], 1

@@ -40,9 +40,7 @@ def sequence_loss(routed):
 
 
 def z_loss(routed):
-    """Mean squared log Z of the router, in nats squared: it keeps logits small (arXiv:2202.08906,
-    equation 5).
-    """
+    """Mean squared log Z of the router, in nats squared (arXiv:2202.08906, equation 5)."""
     return routed["z"].sum() / _at_least_1(routed["tokens"].sum())
 
 

@@ -115,9 +115,7 @@ def check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples):
         f"temperature={temperature} is not possible; it must be 0, which is greedy, or from "
         f"{LOWEST_TEMPERATURE} up; 1 is the model's own.",
     )
-    require(
-        0 < top_p <= 1, f"top_p={top_p} is not possible; it must be in (0, 1], and 1 turns it off."
-    )
+    require(0 < top_p <= 1, f"top_p={top_p} is not possible; it must be in (0, 1]; 1 is off.")
 
 
 def _vocabulary(model):
@@ -149,10 +147,8 @@ def _encoded(model, number, prompt):
             f"{name}={prompt!r} is neither a text nor a list of one or more tokens.",
         )
     for token in (tokens.min(), tokens.max()):
-        require(
-            0 <= token < vocab,
-            f"{name} holds token {token}; the model's are 0 to {vocab - 1}.",
-        )
+        told = f"{name} holds token {token}; the model's are 0 to {vocab - 1}."
+        require(0 <= token < vocab, told)
     require(
         model.config.stack == "decoder" or tokens.size <= model.config.num_positions,
         f"{name} of {tokens.size} tokens is longer than the model's {model.config.num_positions} "
@@ -162,9 +158,7 @@ def _encoded(model, number, prompt):
 
 
 def framed(tokenizer, text):
-    """int32 tokens of a text with blanks, as an encoder reads it: between the tokens that begin and
-    end one, as far as the tokenizer has them.
-    """
+    """int32 tokens of a text with blanks, as encoders read it: with what begins and ends one."""
     ends = [[tokenizer.special[role]] if role in tokenizer.special else [] for role in ENDS]
     tokens = tokenizer.encode(text, special=True)
     return np.concatenate([ends[0], tokens, ends[1]]).astype(np.int32)
@@ -248,10 +242,8 @@ def _continued(model, prompts, sources, rows, settings, sizes):
             sources = [sources[number] for number in rows["number_B"]]
         rows = {**rows, "prompt_B": None, "left_B1": np.array(left, np.int32)[:, None]}
         # A row that is done only waits; it reads a token because each row must.
-        windows = [
-            _window(text, table) if more else text[-1:]
-            for text, more in zip(texts, left, strict=True)
-        ]
+        pairs = zip(texts, left, strict=True)
+        windows = [_window(text, table) if more else text[-1:] for text, more in pairs]
     return texts
 
 
@@ -298,10 +290,8 @@ def _read(model, prefix, prompt_B, room):
         return cache, logits_PV, lengths_P1
 
     place = None if current_mesh() is None else ACTIVATIONS["tokens"]
-    logits_BV, lengths_B1 = (
-        x.at[prompt_B].get(out_sharding=place) for x in (logits_PV, lengths_P1)
-    )
-    return take_rows(cache, prompt_B), logits_BV, lengths_B1
+    ours = (x.at[prompt_B].get(out_sharding=place) for x in (logits_PV, lengths_P1))
+    return take_rows(cache, prompt_B), *ours
 
 
 @functools.partial(jax.jit, static_argnames=("module", "room", "vocab", "top_k"))
@@ -357,9 +347,7 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
 
 
 def _chooser(keys_B2, settings, vocab, top_k):
-    """A function of logits (B, V) and the positions (B, 1) of the next tokens: (these tokens,
-    whether the logits are not finite), both (B, 1).
-    """
+    """logits (B, V), positions (B, 1) to (next tokens, whether logits are not finite), (B, 1)."""
 
     def choose_rows(logits_BV, position_B1, keys_B2, temperature, top_p):
         logits_BV = logits_BV[:, :vocab]  # rows that only fill the table have no meaning
@@ -384,9 +372,7 @@ def _sample(tokenizer, prompt, text, end):
 
 
 def _text(tokenizer, prompt, tokens):
-    """The text of tokens that follow a prompt; some tokenizers strip the space that a text begins
-    with.
-    """
+    """The text of tokens after a prompt; some tokenizers strip a space that a text begins with."""
     if tokenizer is None:
         return None
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])

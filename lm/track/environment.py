@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from lm.errors import UserError, require
+from lm.paths import as_path, write
 
 PACKAGES = ("lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 VARIABLES = re.compile("(CUDA|JAX|LIBTPU|LM|NCCL|OMP|SLURM|TPU|XLA)_")
@@ -47,16 +48,14 @@ def environment(hosts=None):
 
 def write_environment(workdir, hosts=None):
     """Add this start to the list in workdir/environment.json; returns what was added."""
-    path = Path(workdir) / "environment.json"
+    path = as_path(workdir) / "environment.json"
     try:
         starts = json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); move it away.") from error
     require(isinstance(starts, list), f"{path} is not a list of starts; move it away.")
     starts.append(environment(hosts))
-    half = path.with_name(f"{path.name}.half")
-    half.write_text(json.dumps(starts, indent=2) + "\n")
-    half.replace(path)
+    write(path, json.dumps(starts, indent=2) + "\n")
     return starts[-1]
 
 

@@ -2,19 +2,27 @@
 
 A step may be written in several objects (training, then evaluation) and again after a resume; the
 later value of a key counts. A killed run may leave its last line torn: it is mended on opening.
+
+In a bucket, where nothing can be appended to, the lines are in metrics.parts/<number>.jsonl, of
+which the last is written anew every FLUSH_SECONDS and before a checkpoint: all that a killed run
+loses is what its resumption logs again.
 """
 
 import importlib
 import json
 import math
+import time
 import uuid
-from pathlib import Path
 
-from lm.errors import RunError, UserError
+from lm.errors import RunError, UserError, require, require_path
+from lm.paths import as_path, is_url, write
+
+FLUSH_SECONDS = 10
+PART_BYTES = 1 << 18
 
 
 class MetricsWriter:
-    """Appends to workdir/metrics.jsonl. Of several processes, one has it.
+    """Appends to workdir/metrics.jsonl, or to a bucket's parts. Of several processes, one has it.
 
     tensorboard: also event files in workdir/tensorboard. wandb_project: also a run there, which a
     resumed workdir goes on with. config: a mapping that is saved with it.
@@ -22,15 +30,20 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir, tensorboard=False, wandb_project="", config=None):
-        workdir = Path(workdir)
+        workdir = as_path(workdir)
         self.sinks = []
         if tensorboard:
+            require_path("with metrics.tensorboard=True, --workdir", str(workdir))
             self.sinks.append(_TensorBoard(workdir / "tensorboard"))
         if wandb_project:
             self.sinks.append(_WandB(workdir, wandb_project, config))
         self.path = workdir / "metrics.jsonl"
         _mend(self.path)
-        self.file = self.path.open("ab", buffering=0)
+        if is_url(workdir):
+            self.file = _Parts(workdir / "metrics.parts")
+        else:
+            self.file = self.path.open("ab", buffering=0)
+        self.flush = self.file.flush  # returns when a crash cannot take what was written
 
     def write(self, step, values):
         """values: {name: number}, arrays of one number too; a text, such as a fingerprint, stays.
@@ -62,16 +75,52 @@ class MetricsWriter:
         self.close()
 
 
+class _Parts:
+    """Takes the bytes of whole lines, as a file does, into numbered objects of a bucket."""
+
+    def __init__(self, folder):
+        self.folder, self.content, self.flushed = folder, b"", time.monotonic()
+        numbers = [int(path.stem) for path in _parts(folder)]
+        self.number, self.size = max(numbers, default=-1) + 1, 0
+
+    def write(self, line):
+        self.content += line
+        if time.monotonic() > self.flushed + FLUSH_SECONDS:
+            self.flush()
+        return len(line)
+
+    def flush(self):
+        if len(self.content) > self.size:
+            write(self.folder / f"{self.number:08}.jsonl", self.content)
+            self.size = len(self.content)
+            if self.size > PART_BYTES:
+                self.number, self.content, self.size = self.number + 1, b"", 0
+        self.flushed = time.monotonic()
+
+    close = flush
+
+
+def _parts(folder):
+    return sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+
+
+def logged(path):
+    """The bytes of a metrics.jsonl, or of the parts that stand for it; None if there are none."""
+    path = as_path(path)
+    parts = [path] if path.is_file() else _parts(path.parent / "metrics.parts")
+    return b"".join(part.read_bytes() for part in parts) if parts else None
+
+
 def read_metrics(path):
     """[{"step": step, name: value, ...}], one dict per step, in order of steps.
 
     Raises UserError if the file is missing or a line other than a torn last one is no JSON object.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no {path}; name the metrics.jsonl of a run that logged a step.")
+    content = logged(path)
+    there = content is not None
+    require(there, f"there is no {path}; name the metrics.jsonl of a run that logged a step.")
     rows = {}
-    lines = path.read_bytes().split(b"\n")
+    lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
         if row is None:
@@ -136,7 +185,9 @@ class _WandB:
         if not name.exists():
             name.parent.mkdir(exist_ok=True)
             name.write_text(uuid.uuid4().hex)
-        where = {"project": project, "dir": str(workdir), "id": name.read_text()}
+        where = {"project": project, "id": name.read_text()}
+        if not is_url(workdir):  # its own files cannot lie in a bucket: there it chooses a folder
+            where["dir"] = str(workdir)
         self.run = module.init(**where, resume="allow", config=config)
         # Its own step may not go back, as ours does after a resume.
         self.run.define_metric("*", step_metric="step")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lm.errors import require_path
+
 
 class Profiler:
     """Traces steps start to stop (exclusive) into workdir/profile; start == stop: none.
@@ -12,6 +14,8 @@ class Profiler:
     """
 
     def __init__(self, workdir, start, stop):
+        if start < stop:
+            require_path("with metrics.profile_stop, --workdir", str(workdir))
         self.folder, self.start, self.stop = Path(workdir) / "profile", start, stop
         self.tracing = False
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.mesh import use_mesh
+from lm.mesh import divided_over_data, use_mesh
 from lm.nn.params import abstract_parameters, drawn
 from lm.optim.optimizers import optimizer
 
@@ -65,7 +65,9 @@ def _around(params, config):
 
 
 def abstract_state(model, config, mesh):
-    """The state as jax.ShapeDtypeStruct with shardings: moments live where their parameters do."""
+    """The state as jax.ShapeDtypeStruct with shardings: moments live where their parameters do, if
+    config.optim says nothing else.
+    """
     params = abstract_parameters(model, mesh)
     plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     state = jax.eval_shape(lambda params: _around(params, config), plain)
@@ -79,6 +81,11 @@ def abstract_state(model, config, mesh):
         written = jax.tree_util.keystr(path)
         found = [sharding for name, sharding in places.items() if written.endswith(name)]
         sharding = found[0] if found else NamedSharding(mesh, P())
+        if found and config.optim.shard_moments:
+            spec = divided_over_data(sharding.spec, leaf.shape, mesh)
+            sharding = NamedSharding(mesh, spec)
+        if found and config.optim.offload_moments:
+            sharding = sharding.with_memory_kind("pinned_host")
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     state = jax.tree_util.tree_map_with_path(place, state)

@@ -5,8 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import PartitionSpec as P
 
+from lm.mesh import moved
 from lm.nn.params import bind
 from lm.objectives.loss import objective_loss
 from lm.objectives.routing import expert_metrics
@@ -28,13 +30,22 @@ def make_train_step(model, config, state_shardings):
     lm.cluster.hosts.
     """
     transform = optimizer(config.optim)
+    # Where the update of each parameter is computed: where its moments are, on the device.
+    moments = optax.tree.get(state_shardings.opt_state, "mu")
+    on_device = jax.tree.map(_on_device, state_shardings.opt_state)
 
     def train_step(state, batch, hosts=None):
         (nll, others), grads = gradients(model, config, state, batch)
         routed = others.pop("routed")
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        opt_state, params = state.opt_state, state.params
+        if config.optim.offload_moments:
+            opt_state = jax.device_put(opt_state, on_device)
+        if config.optim.shard_moments:
+            grads, params = moved(grads, moments), moved(params, moments)
+        updates, new_opt_state = transform.update(grads, opt_state, params)
         lr = learning_rate(config.optim, state.step)
-        params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), state.params, updates)
+        params = jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), params, updates)
+        params = moved(params, state_shardings.params)
         if config.optim.router_bias_step and config.model.router_selection_bias:
             params = move_selection_bias(params, routed["count_E"], config.optim.router_bias_step)
         grad_norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
@@ -50,7 +61,7 @@ def make_train_step(model, config, state_shardings):
         new_state = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            opt_state=keep(new_opt_state, opt_state),
             variables={**state.variables, **skips, "recent_losses": last_losses},
             key=state.key,
         )
@@ -67,6 +78,11 @@ def make_train_step(model, config, state_shardings):
         return new_state, metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def _on_device(sharding):
+    """The same place in the memory of devices."""
+    return sharding.with_memory_kind("device")
 
 
 def gradients(model, config, state, batch):

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
+from lm.nn import attention
 from lm.nn.params import abstract_parameters
 from lm.nn.transformer import Transformer
 from lm.optim.optimizers import optimizer
@@ -21,8 +22,9 @@ from lm.train.state import abstract_state
 from lm.train.step import make_train_step
 from tests.composition.covering import covering_rows, pairs
 from tests.nn import my_attention  # noqa: F401, registers the backend "sigmoid"
-from tests.nn.tiny import TINY, tiny
+from tests.nn.tiny import tiny
 
+attention.QUERIES = 5  # of a chunk: several in a sequence
 SEED = 2
 
 # A tiny model with which every mesh below is possible. The large eps makes an update proportional
@@ -101,13 +103,17 @@ FACTORS = {
             "data.separate_documents": False,
         },
     },
-    "mesh": {"x".join(map(str, shape)): _mesh(*shape) for shape in MESHES},
+    "mesh": {
+        **{"x".join(map(str, shape)): _mesh(*shape) for shape in MESHES},
+        "2x2x2 over 2 slices": {**_mesh(1, 2, 2), "mesh.dcn_data": 2},
+        "1x4x2 over 2 slices": {**_mesh(1, 2, 2), "mesh.dcn_fsdp": 2},
+    },
     "dtype": {
         "float64": {"model.param_dtype": "float64", "model.compute_dtype": "float64"},
         "float32": {"model.param_dtype": "float32", "model.compute_dtype": "float32"},
         "bfloat16": {"model.param_dtype": "float32", "model.compute_dtype": "bfloat16"},
     },
-    "backend": _values("model.attention_backend", "plain", "sigmoid"),
+    "backend": _values("model.attention_backend", "plain", "chunked", "sigmoid"),
     "heads": {
         f"{heads}/{kv}": {"model.num_heads": heads, "model.num_kv_heads": kv}
         for heads, kv in ((8, 8), (8, 2), (4, 1), (6, 3))
@@ -115,7 +121,15 @@ FACTORS = {
     "rows": {"stream": {}, "documents": {}, "padded": {}},
     "accumulation": _values("train.accumulation_steps", 1, 2, 4),
     "scan": _values("model.scan_layers", True, False),
-    "remat": _values("model.remat", "none", "dots", "full"),
+    "remat": {
+        **_values("model.remat", "none", "dots", "full", "query,key,gate"),
+        "offloaded": {"model.remat": "value,up", "model.offload": "layer_input,attention"},
+    },
+    "moments": {
+        "as weights": {},
+        "divided": {"optim.shard_moments": True},
+        "offloaded": {"optim.shard_moments": True, "optim.offload_moments": True},
+    },
     "norm": _values("model.norm", "layer_norm", "rms_norm"),
     "norm_bias": _values("model.norm_bias", True, False),
     "placement": _values("model.norm_placement", "pre", "post", "sandwich", "output"),
@@ -203,7 +217,7 @@ FACTORS = {
     },
     "tied": _values("model.tied_embedding", True, False),
     "vocabulary": _values("model.vocab_size", 40, 36),
-    "chunk": _values("objective.logits_chunk", 0, 4, 3),
+    "chunk": _values("objective.logits_chunk", 0, 16, 7),
     "loss": {
         "plain": {},
         "smoothed": {"objective.label_smoothing": 0.1, "objective.z_loss": 1e-2},
@@ -300,13 +314,6 @@ RULES = (
         ("objective", "experts"),
         lambda keys: _kind(keys) == "span_corruption" and keys.get("model.router_selection_bias"),
     ),
-    (
-        ("chunk",),
-        lambda keys: (
-            keys["objective.logits_chunk"]
-            and TINY["data.sequence_length"] % keys["objective.logits_chunk"]
-        ),
-    ),
 )
 
 # What works and is not compared: a rounding to bfloat16 may choose another expert, and any rounding
@@ -392,6 +399,8 @@ def reference_of(config):
         compute_dtype="float64",
         scan_layers=False,
         remat="none",
+        offload="",
+        attention_backend=config.model.attention_backend.replace("chunked", "plain"),
     )
     by_part = config.model.residual_dropout or config.model.num_experts
     by_part = by_part or config.objective.family == "text" or config.objective.kind == "replaced"
@@ -399,7 +408,8 @@ def reference_of(config):
     return dataclasses.replace(
         config,
         model=model,
-        mesh=dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1),
+        mesh=dataclasses.replace(config.mesh, **dict.fromkeys(vars(config.mesh), 1)),
+        optim=dataclasses.replace(config.optim, shard_moments=False, offload_moments=False),
         objective=dataclasses.replace(config.objective, logits_chunk=0),
         train=dataclasses.replace(config.train, accumulation_steps=parts),
     )

@@ -61,7 +61,7 @@ SHRUNK = (
     *("attention_scale", "embedding_scale", "logit_scale", "kv_latent", "query_latent"),
     *("rope_width", "value_width", "num_experts", "experts_per_token", "expert_d_ff"),
     *("shared_expert_d_ff", "dense_layers", "router_groups", "router_groups_kept"),
-    *("compute_dtype", "remat", "initializer_std"),
+    *("compute_dtype", "remat", "attention_backend", "initializer_std"),
     *("embedding_dropout", "attention_dropout", "residual_dropout"),
     # What other objectives ask for of BERT.
     *("pooler", "next_sentence", "detector"),

@@ -179,8 +179,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("LM_CACHE", str(tmp_path))
     assert cache.cache_root("") == tmp_path
     assert cache.cache_root("~/x") == tmp_path.home() / "x"
-    monkeypatch.setenv("LM_CACHE", "gs://bucket/cache")
-    with pytest.raises(UserError, match="LM_CACHE=gs://bucket/cache is a URL"):
+    monkeypatch.setenv("LM_CACHE", "http://bucket/cache")
+    with pytest.raises(UserError, match="LM_CACHE=http://bucket/cache is a URL"):
         cache.cache_root("")
     monkeypatch.delenv("LM_CACHE")
     assert cache.cache_root("") == tmp_path.home() / ".cache" / "lm"

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from experiments.benchmarks import installed, loader, saves, startup, step_time, worker
+from experiments.benchmarks import alone, step_time, worker
 
 
 def test_workers_answer_with_seconds_per_step():
@@ -47,13 +47,13 @@ def test_ratio_is_theirs_over_ours_pair_by_pair(capsys):
 
 
 def test_loader_counts_tokens():
-    assert loader.tokens_per_second(worker.config_of("tiny"), batches=3) > 0
+    assert alone.tokens_per_second(worker.config_of("tiny"), batches=3) > 0
 
 
 def test_saves_overlap_steps(tmp_path):
     from experiments.benchmarks.lm_worker import stepper
 
-    without, _, blocked = saves.during_saves(
+    without, _, blocked = alone.during_saves(
         *stepper(worker.config_of("tiny")), tmp_path / "checkpoints", saves=2
     )
     assert len(without) == 6
@@ -63,17 +63,17 @@ def test_saves_overlap_steps(tmp_path):
 
 @pytest.mark.slow
 def test_first_step_is_seen(tmp_path):
-    text = startup.write_text(tmp_path)
-    wall, cpu = startup.until_first_step(sys.executable, tmp_path, text, run=0)
+    text = alone.write_text(tmp_path)
+    wall, cpu = alone.until_first_step(sys.executable, tmp_path, text, run=0)
     assert wall > 0
     assert cpu > 0
 
 
 def test_required_are_what_lm_needs_and_no_extra():
-    names = installed.required("lm")
+    names = alone.required("lm")
     assert {"jax", "jaxlib", "numpy", "orbax-checkpoint"} <= names
     assert not {"pytest", "torch", "pyarrow"} & names
-    assert installed.size_of("numpy") > 1e6
+    assert alone.size_of("numpy") > 1e6
 
 
 def test_unknown_benchmark_is_refused():

@@ -68,7 +68,7 @@ WRONG = [
     ([GPT2, "--config.mesh.data=0"], "mesh.data=0"),
     ([GPT2, "--config.mesh.fsdp=3", "--devices=4"], "needs a multiple of 3 devices, not 4"),
     ([GPT2, "--devices=0"], "not 0"),
-    ([GPT2, "--devices=many"], "invalid int value: 'many'"),
+    ([GPT2, "--devices=many"], "--devices=many must be a whole number"),
     ([GPT2, "--device=4"], "Did you mean --devices?"),
     ([GPT2, "--data.batch_size=4"], "Did you mean --config.data.batch_size?"),
     ([GPT2, "--json=yes"], "--json takes no value"),

@@ -13,7 +13,7 @@ from experiments import cli
 from experiments.generate import generate
 from lm.checkpoint import Checkpoints
 from lm.config import resolve
-from lm.data.tokenizer import ByteTokenizer, train_tokenizer
+from lm.data.tokenizer import of_bytes, train_tokenizer
 from lm.nn.params import initialise
 from lm.nn.transformer import Transformer
 from tests.nn.tiny import STACKS
@@ -42,7 +42,7 @@ def write_run(folder, tokenizer, steps, **model):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("run"), ByteTokenizer(), (3, 5, 7), vocab_size=260)
+    return write_run(tmp_path_factory.mktemp("run"), of_bytes(), (3, 5, 7), vocab_size=260)
 
 
 @pytest.fixture

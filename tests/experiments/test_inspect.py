@@ -106,6 +106,8 @@ def test_a_run_is_read_from_its_folder(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved))
     for name in ("20", "100", "120.partial"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoints" / "140").mkdir()
     found = report(capsys, f"--workdir={tmp_path}")
     assert found["checkpoints"] == [20, 100]
     assert found["parameters"] == costs(tiny())["parameters"]

@@ -63,7 +63,7 @@ def test_a_workdir_holds_all_that_a_run_is(finished, tiny):
     assert len(saved.pop("data_key")) == 32
     config = build(Config, saved)
     assert (config.model.d_ff, config.optim.peak_lr, config.mesh.data) == (64, 3e-3, -1)
-    assert load(finished).kind == "bytes"
+    assert load(finished).size == 257
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     (start,) = json.loads((finished / "environment.json").read_text())
     assert start["devices"] == {"cpu": 8}

@@ -390,11 +390,11 @@ BAD_CONFIGS = {
     "no layers": ({"n_layer": 0}, "n_layer=0 must be a whole number, 1 or more"),
     "no heads": ({"n_head": 0}, "n_head=0 must be"),
     "a bool for a size": ({"n_head": True}, "n_head=True must be"),
-    "odd heads": ({"n_head": 3}, "n_head=3 must divide n_embd=8"),
+    "odd heads": ({"n_head": 3}, "num_heads=3 must divide d_model=8"),
     "activation": ({"activation_function": "mish"}, "activation_function='mish'"),
     "a list of activations": ({"activation_function": ["relu"]}, "activation_function="),
     "infinite": ({"layer_norm_epsilon": math.inf}, "layer_norm_epsilon=inf must be a finite"),
-    "negative dropout": ({"attn_pdrop": -1}, "attention_dropout=-1.0 must be a probability"),
+    "negative dropout": ({"attn_pdrop": -1}, "attention_dropout=-1.0 is not possible"),
     "scaled by layer": (
         {"scale_attn_by_inverse_layer_idx": True},
         "gpt2 with scale_attn_by_inverse_layer_idx=True, only with .*=false",
@@ -441,7 +441,7 @@ BAD_LLAMA_CONFIGS = {
     "theta": ({"rope_theta": "big"}, "rope_theta='big' must be a finite number"),
     "heads": ({"num_key_value_heads": 3}, "num_kv_heads=3 does not divide"),
     "odd heads": ({"head_dim": 5}, "head_width=5 is odd"),
-    "width": ({"num_attention_heads": 6}, "num_attention_heads=6 must divide hidden_size=8"),
+    "width": ({"num_attention_heads": 6}, "num_heads=6 must divide d_model=8"),
 }
 
 
@@ -593,7 +593,7 @@ def test_what_a_family_cannot_express_is_refused(gpt2, tmp_path, monkeypatch):
     assert "model.norm_bias=False would become True" in told({"norm_bias": False}, "gpt2")
     assert "model.num_kv_heads=1" in told({"num_kv_heads": 1}, "gpt2")
     assert "model.head_width=6" in told({"head_width": 6}, "gpt2")
-    assert "n_head=2 must divide n_embd=9" in told({"d_model": 9, "head_width": 4}, "gpt2")
+    assert "num_heads=2 must divide d_model=9" in told({"d_model": 9, "head_width": 4}, "gpt2")
     assert "model.parallel_block=True" in told({"parallel_block": True})
     assert "model.attention_backend='mine'" in told({"attention_backend": "mine"})
     assert "model.norm_placement='post'" in told({"norm_placement": "post"})

@@ -198,11 +198,12 @@ def test_unrolled_layers_keep_the_compiler_from_merging_what_is_recomputed():
         assert ("optimization_barrier" in text) == (remat == "full")
 
 
-def test_a_tensor_mesh_gathers_no_activation():
-    # 64 tokens: what is gathered is at most the ids, never (B, T, D) or heads or hidden units.
+def test_a_tensor_mesh_gathers_no_more_than_what_sublayers_read():
+    # 64 tokens of width 16: of what norms have parts of, (B, T, D); never heads or hidden units.
     text = lowered((1, 1, 4), {"model.d_ff": 32}).compile().as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
-    assert all(np.prod([int(n) for n in dims.split(",")]) < 64 * 16 for dims in gathered), gathered
+    assert gathered, text
+    assert all(np.prod([int(n) for n in dims.split(",")]) <= 64 * 16 for dims in gathered), gathered
     assert "all-reduce" in text
 
 

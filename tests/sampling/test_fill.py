@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lm
-from lm.data.tokenizer import ByteTokenizer, train_tokenizer
+from lm.data.tokenizer import of_bytes, train_tokenizer
 from lm.errors import UserError
 from lm.model import LanguageModel
 from lm.nn.transformer import Transformer
@@ -87,7 +87,7 @@ def test_what_cannot_be_filled(model):
         ({}, mask, {"top_k": 999}, "top_k=999"),
         ({}, f"{mask} {'cat ' * 30}", {}, "tokens are more than the model's 24 positions"),
         ({"tokenizer": None}, mask, {}, "no tokenizer with a mask"),
-        ({"tokenizer": ByteTokenizer()}, mask, {}, "no tokenizer with a mask"),
+        ({"tokenizer": of_bytes()}, mask, {}, "no tokenizer with a mask"),
         ({"config": decoder}, mask, {}, "stack 'decoder' fills no blanks; lm.generate(model, ...)"),
     ):
         with pytest.raises(UserError) as caught:

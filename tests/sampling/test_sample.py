@@ -12,9 +12,9 @@ import pytest
 from configs.base import base
 from lm.config import resolve
 from lm.data.tokenizer import (
-    ByteTokenizer,
-    CharacterTokenizer,
-    LibraryTokenizer,
+    Tokenizer,
+    of_bytes,
+    of_characters,
     train_tokenizer,
 )
 from lm.errors import RunError, UserError
@@ -42,7 +42,7 @@ def make_model(mesh=None, tokenizer=None, **changes):
     config = resolve(keys, 257).model
     module, _ = skeleton(config, mesh)
     params = initialise(module, 0, mesh)
-    return LanguageModel(config, module, params, tokenizer or ByteTokenizer(), mesh)
+    return LanguageModel(config, module, params, tokenizer or of_bytes(), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_the_end_of_text(any_table):
     through = [tokens for samples in through for tokens in samples]
     # The end of text is what some of them hold.
     end = next(token for token in through[0][1:] if token not in through[1])
-    tokenizer = ByteTokenizer()
+    tokenizer = of_bytes()
     tokenizer.end_of_text = end
     stopping = dataclasses.replace(model, tokenizer=tokenizer)
     samples = generate(stopping, [[1], [2], [3]], 16, num_samples=3)
@@ -371,7 +371,7 @@ def test_without_a_tokenizer(model):
 def test_a_space_where_the_text_goes_on():
     words = {"type": "WordLevel", "vocab": {"▁a": 0, "▁b": 1}, "unk_token": "▁a"}
     decoder = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-    tokenizer = LibraryTokenizer(f"""{{"version": "1.0", "model": {json.dumps(words)},
+    tokenizer = Tokenizer(f"""{{"version": "1.0", "model": {json.dumps(words)},
         "decoder": {json.dumps(decoder)}, "added_tokens": []}}""")
     assert tokenizer.decode([1]) == "b"
     assert module._text(tokenizer, [0], [1, 0]) == " b a"
@@ -413,7 +413,7 @@ def test_refused(model, prompts, settings, named):
 
 
 def test_characters():
-    characters = make_model(tokenizer=CharacterTokenizer("abc"))
+    characters = make_model(tokenizer=of_characters("abc"))
     [[sample]] = generate(characters, "ab", 16)
     assert {*sample.text} <= {*"abc"} and len(sample.text) == 16 and not sample.ended
     for prompt, named in (
