@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test parity kills composition families systems bench lint clean
+.PHONY: help setup demo test parity kills composition families systems bench aot lint clean
 
 VENV := .venv
 PARITY := .venv-parity
@@ -43,6 +43,9 @@ systems: families $(PARITY)/.installed ## write README's table of systems from t
 bench: setup $(PARITY)/.installed ## step time beside PyTorch, start-up, loader, saves, installed size
 	$(BIN)/python -m experiments.benchmarks
 
+aot: $(PARITY)/.installed ## memory of Llama 3 8B on TPUs and GPUs that are not here, beside MaxText's
+	$(PARITY)/bin/python -m experiments.benchmarks.aot
+
 lint: setup ## style, format, types, import direction
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -57,7 +60,7 @@ $(VENV)/.installed: PREFER := python3.13 python3.12 python3.11 python3
 $(VENV)/.installed: EXTRAS := dev
 # The CPU build of this torch release is not made everywhere for newer Pythons.
 $(PARITY)/.installed: PREFER := python3.11 python3.12 python3.13 python3
-$(PARITY)/.installed: EXTRAS := dev,parity
+$(PARITY)/.installed: EXTRAS := dev,parity,aot
 
 # A command of that name may exist and not run (pyenv), so each candidate is tried. The environment
 # is made anew: pip takes a package whose installation was interrupted for installed. -qq drops pip's

@@ -61,6 +61,7 @@ def without_devices():
     before jax is imported.
     """
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nobody else uses its devices
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
 
 

@@ -1,0 +1,90 @@
+"""The compiled train step, on fake devices here and on hardware that is not there."""
+
+import math
+
+import jax
+import pytest
+
+from lm.data.loader import Batches, place
+from lm.data.store import open_data
+from lm.mesh import make_mesh, sharding
+from lm.objectives.builder import make_examples
+from lm.plan.compile import abstract_batch, bytes_per_device, compile_step, compiled_costs
+from lm.plan.topology import topology_devices
+from tests.nn.tiny import tiny
+
+LAYERS = 3
+KEYS = {"model.num_layers": LAYERS, "model.remat": "full", "data.sequence_length": 16}
+ENCODER = {"model.stack": "encoder", "data.special_tokens": "mask"}
+BOTH = {"model.stack": "encoder_decoder", "data.special_tokens": "sentinels"}
+PAIRS = {"objective.next_sentence": True, "model.next_sentence": True, "model.pooler": True}
+TEXTS = {"objective.kind": "contrastive", "model.residual_dropout": 0.1}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"data.separate_documents": False},
+        BOTH,
+        {**BOTH, "objective.kind": "denoising", "objective.noise": "rotation"},
+        {**ENCODER, **PAIRS, "model.token_types": 2},
+        {**ENCODER, **TEXTS},
+    ],
+)
+def test_a_batch_that_is_not_there_is_as_one_that_is(keys, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat. A dog ran, and the sun rose. " * 300)
+    config = tiny({**KEYS, "model.vocab_size": 400, "data.tokenizer_size": 400, **keys})
+    config.data.__dict__.update(path=str(text), cache=str(tmp_path / "cache"))
+    data, mesh = open_data(config.data), make_mesh(devices=jax.devices()[:1])
+    examples = make_examples(config.objective, config.data, config.model, data.tokenizer)
+    batches = Batches(data.train, config.data, 0, examples)
+    batch = place(batches, 0, sharding(mesh, "microbatches"), accumulation=1)
+    there = {name: (array.shape, array.dtype) for name, array in batch.items()}
+    supposed = abstract_batch(config, mesh)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in supposed.items()} == there
+
+
+def test_state_is_divided_and_weights_are_gathered_for_every_layer():
+    whole, divided = (
+        compiled_costs(tiny({**KEYS, "mesh.data": 1, "mesh.fsdp": fsdp}), jax.devices()[:fsdp])
+        for fsdp in (1, 8)
+    )
+    one, eighth = (costs["bytes_per_device"] for costs in (whole, divided))
+    assert (
+        one["total"]
+        == one["arguments"] + one["outputs"] - one["alias"] + one["temporaries"] + one["code"]
+    )
+    assert one["arguments"] / 8 < eighth["arguments"] < one["arguments"] / 4  # norms are whole
+    assert not whole["collectives"]
+    gathers = divided["collectives"]["all-gather"]["executions"]
+    assert gathers >= 2 * 6 * LAYERS  # 4 matrices of attention and 2 others, forward and back
+    assert divided["num_devices"] == 8 and divided["fits"] is None
+
+
+def test_offloading_and_dividing_moments_leave_less_on_a_device():
+    def arguments(**keys):
+        keys = {f"optim.{key}": value for key, value in keys.items()}
+        compiled = compile_step(tiny({**KEYS, "mesh.data": 8, **keys}), jax.devices()[:8])
+        return bytes_per_device(compiled)["arguments"]
+
+    moments = arguments() * 2 / 3  # of parameters and two moments
+    assert arguments(shard_moments=True) < arguments() - 0.7 * moments
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("topology", "kind"), [("v5e:2x2", "all-gather"), ("h100:1x4", "reduce-scatter")]
+)
+def test_a_step_is_compiled_for_hardware_that_is_not_there(topology, kind):
+    devices = topology_devices(topology)
+    config = tiny(
+        {**KEYS, "mesh.data": 1, "mesh.fsdp": 4, "model.compute_dtype": "bfloat16"}
+        | {"model.d_model": 512, "model.d_ff": 1024, "model.head_width": 128}
+    )
+    costs = compiled_costs(config, devices)
+    parameters = costs["bytes_per_device"]["arguments"] / 12
+    weights = 3 * 512 * (4 * 4 * 128 + 2 * 1024)
+    assert math.isclose(parameters, weights / 4, rel_tol=0.2)
+    assert costs["fits"] and costs["collectives"][kind]["executions"] >= LAYERS
