@@ -87,7 +87,7 @@ class Processes:
 
             jax.distributed.shutdown()  # waits for all
             self._leaving = True
-            self._run(self._send({"done": True}))
+            self._run(self._stop())
 
     def meet(self, address):
         """Connect to the others. Raises RunError or UserError if that cannot be."""
@@ -172,6 +172,13 @@ class Processes:
         for process, (_, writer) in self._streams.items():
             if process != but:
                 writer.write(_line(message))
+
+    async def _stop(self):
+        await self._send({"done": True})
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _beat(self):
         while True:
@@ -275,8 +282,10 @@ async def _tunnel(address):
             far_reader, far_writer = await asyncio.open_connection(*address)
         except OSError:  # not yet there: jax tries again
             return writer.close()
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-        return await asyncio.sleep(NEVER)
+        with contextlib.suppress(asyncio.CancelledError):  # at the end; asyncio would say so
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+            await asyncio.sleep(NEVER)
+        return None
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     return server.sockets[0].getsockname()[1]

@@ -75,7 +75,7 @@ def test_a_run_that_is_resumed_before_its_spike_meets_it_too(bad_batch, tiny, tm
     """The losses that it stands out from are part of the state."""
     for name, first in (("whole", 24), ("run", 17)):
         for steps in (first, 24):
-            keys = {**KEYS, "train.num_steps": steps}
+            keys = {**KEYS, "train.num_steps": steps, "evaluate.every_steps": 0}
             assert tiny.run(tmp_path / name, keys, 2)[0] == 0
     assert exact(tmp_path / "run") == exact(tmp_path / "whole")
 
