@@ -157,7 +157,7 @@ def small(value):
 
 
 def saved(folder, *steps):
-    with Checkpoints(folder, CheckpointConfig(1, 2, 0, 0)) as checkpoints:
+    with Checkpoints(folder, CheckpointConfig(1, 2, 0, 0, 0.0)) as checkpoints:
         for step in steps:
             checkpoints.save(step, small(step))
     return folder
