@@ -68,6 +68,7 @@ class Processes:
 
     def start_jax(self, address, local_devices):
         import jax
+        from jax.experimental import multihost_utils
 
         # It waits for SIGTERM, as lm.cluster.signals does, and would take it from there.
         jax.config.update("jax_enable_preemption_service", False)
@@ -79,6 +80,9 @@ class Processes:
             heartbeat_timeout_seconds=NEVER,
             shutdown_timeout_seconds=NEVER,
         )
+        # CPUs talk through gloo, which gives the processes half a minute, from the first that moves
+        # anything to the last: now they have just met.
+        multihost_utils.sync_global_devices("met")
 
     def close(self):
         """Leave when all others do."""

@@ -86,7 +86,7 @@ def check_on_a_mesh(config, shape=(2, 2, 2), parts=(5, 1, 5)):
         mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
         with use_mesh(mesh):
             places = jax.tree.map(lambda leaf: leaf.sharding, abstract_parameters(module, mesh))
-            x = jax.device_put(X, sharding(mesh, "residual"))
+            x = jax.device_put(X, sharding(mesh, "whole"))
             rows = jax.device_put(rows, sharding(mesh, "tokens"))
             many = run(jax.device_put(params, places), x, *rows)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11), many, one)

@@ -164,7 +164,7 @@ def computed(system, precision="float64", mesh=None, **keys):
     x_BTD, real_BT = inputs()
 
     def loss(params, x_BTD):
-        x_BTD, real = put(x_BTD, "residual"), put(jnp.array(real_BT), "tokens")
+        x_BTD, real = put(x_BTD, "whole"), put(jnp.array(real_BT), "tokens")
         y_BTD, routed = bind(module, params)(x_BTD, real)
         y_BTD = jnp.where(real[..., None], y_BTD, 0)
         spread = (routed["probability_E"] ** 2).sum() + routed["sequence"] + routed["z"]

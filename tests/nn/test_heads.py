@@ -41,13 +41,18 @@ def close(ours, expected):
 NAMES = {"none": "", "learned": "bias_V", "fixed": "fixed_bias_V"}
 
 
+def logits(module, p):
+    module = bind(module, p)
+    return module.logits(module.prepared(jnp.float32(X)), module.columns(jnp.float32(TABLE)))
+
+
 @pytest.mark.parametrize("bias", ["none", "learned", "fixed"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_is_a_matrix_and_perhaps_a_bias(bias, tied):
     module = Head(encoder(head_bias=bias, tied_embedding=tied))
     p = random(module)
     kernel = TABLE.T if tied else p["kernel_DV"]
-    close(bind(module, p)(jnp.float32(X), jnp.float32(TABLE)), X @ kernel + p.get(NAMES[bias], 0))
+    close(logits(module, p), X @ kernel + p.get(NAMES[bias], 0))
     assert (NAMES[bias] in p) == (bias != "none")
 
 
@@ -59,7 +64,7 @@ def test_a_transform_stands_before_the_matrix(biased):
     h = transformed(p, X)
     h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 0.1)
     h = h * p["norm"]["scale_D"] + p["norm"]["bias_D"]
-    close(bind(module, p)(jnp.float32(X), jnp.float32(TABLE)), h @ TABLE.T + p["bias_V"])
+    close(logits(module, p), h @ TABLE.T + p["bias_V"])
     assert ("transform_bias_M" in p) == biased
 
 
@@ -69,7 +74,7 @@ def test_a_fixed_bias_is_no_parameter():
 
     def loss(p, module):
         p = {NAMES[module.config.head_bias]: p}
-        return jnp.square(bind(module, p)(jnp.float32(X), jnp.float32(TABLE))).sum()
+        return jnp.square(logits(module, p)).sum()
 
     assert (np.asarray(jax.grad(loss)(p, fixed)) == 0).all()
     assert (np.asarray(jax.grad(loss)(p, learned)) != 0).all()
