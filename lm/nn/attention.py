@@ -265,7 +265,7 @@ class Attention(nnx.Module):
 
     def _projected(self, x_BTD, name, dims, place):
         """The product with a matrix, plus its bias; dims: its letters and those of the bias."""
-        y = matmul(x_BTD, weight(getattr(self, f"{name}_D{dims}"), x_BTD.dtype), place)
+        y = matmul(x_BTD, getattr(self, f"{name}_D{dims}")[...], place)
         return biased(y, getattr(self, f"{name}_bias_{dims}")) if self.config.qkv_bias else y
 
     def _queries(self, x_BTD, start=""):
@@ -345,7 +345,7 @@ class Attention(nnx.Module):
 
     def _output(self, out_BTNH, kernel):
         out_BTNH = checkpoint_name(out_BTNH, "attention")
-        y_BTD = matmul(out_BTNH, weight(kernel, out_BTNH.dtype), "residual", contract=2)
+        y_BTD = matmul(out_BTNH, kernel[...], "residual", contract=2)
         return biased(y_BTD, self.output_bias_D) if self.config.attention_output_bias else y_BTD
 
 

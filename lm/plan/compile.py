@@ -110,7 +110,9 @@ def compiled_costs(config, devices):
 
 def _exhausted(text):
     """What is largest and what to change, of XLA's report of a memory that is used up."""
-    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", text)
+    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", text) or re.search(
+        r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", text
+    )
     largest = re.findall(
         r"Size: ([\d.]+\w)\n\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\n\s+)?Shape: (\S+?)\{", text
     )

@@ -7,6 +7,7 @@ import pytest
 
 from lm.data.loader import Batches, place
 from lm.data.store import open_data
+from lm.errors import RunError
 from lm.mesh import make_mesh, sharding
 from lm.objectives.builder import make_examples
 from lm.plan.compile import abstract_batch, bytes_per_device, compile_step, compiled_costs
@@ -71,6 +72,14 @@ def test_offloading_and_dividing_moments_leave_less_on_a_device():
 
     moments = arguments() * 2 / 3  # of parameters and two moments
     assert arguments(shard_moments=True) < arguments() - 0.7 * moments
+
+
+@pytest.mark.parity
+def test_what_does_not_fit_is_one_line():
+    keys = {"data.sequence_length": 16384, "data.batch_size": 64, "mesh.data": 4}
+    with pytest.raises(RunError, match=r"needs [\d.]+G of 15.75G") as caught:
+        compile_step(tiny({**KEYS, **keys}), topology_devices("v5e:2x2"))
+    assert "model.remat=full" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parity
