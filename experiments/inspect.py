@@ -25,11 +25,10 @@ flags.add_argument(
     "--devices", type=int, metavar="N", help="suppose N devices; without, as few as the mesh takes"
 )
 flags.add_argument(
-    "--sharding",
-    nargs="?",
-    const="sharding.png",
-    metavar="PICTURE",
-    help="where every tensor lies and why, and a picture of it, sharding.png",
+    "--sharding", action="store_true", help="where every tensor lies and why, and a picture of it"
+)
+flags.add_argument(
+    "--picture", default="sharding.png", metavar="FILE", help="where --sharding draws it"
 )
 flags.add_argument("--json", action="store_true", help="print JSON")
 
@@ -69,8 +68,8 @@ def explain_sharding(config, arguments):
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     else:
         print(text(rows, readable_bytes))
-    draw(rows, sizes, arguments.sharding)
-    print(f"picture: {arguments.sharding}", file=sys.stderr)
+    draw(rows, sizes, arguments.picture)
+    print(f"picture: {arguments.picture}", file=sys.stderr)
 
 
 def check(config, sizes):

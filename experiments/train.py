@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from contextlib import closing, contextmanager, nullcontext
 
 from experiments import cli
@@ -155,6 +156,8 @@ def run(workdir, data, config, processes):
         interruptions() as signals,
     ):
         say = functools.partial(print, flush=True) if writes else lambda line: None
+        if len(processes.hosts) > 1:
+            check_together(workdir, content(data, config), processes.index)
         restored = checkpoints.restore(template)
         state = restored[1] if restored else initial_state(model, config, mesh)
         if restored:
@@ -178,7 +181,7 @@ def run(workdir, data, config, processes):
         ):
             if writes:
                 write_start(workdir, data, config, processes.hosts)
-            step = watchdog.watching(train_step)
+            step, left_out = watchdog.watching(train_step), []
             while True:
                 hooks = Hooks(
                     log=logger(config, mesh, int(state.step), writer, progress, examples, hosts),
@@ -190,10 +193,12 @@ def run(workdir, data, config, processes):
                 state, why, spike = until_spike(state, step, make, config, hooks)
                 if spike is None:
                     break
-                state, numbers = taken_back(checkpoints, template, spike.step, config)
-                say(f"{spike}; back to step {int(state.step)}, without batches {numbers}")
+                state, numbers = taken_back(checkpoints, template, spike.step, config, left_out)
+                left_out += numbers
+                told = " ".join(map(str, numbers))
+                say(f"{spike}; back to step {int(state.step)}, without batches {told}")
                 if writer is not None:
-                    writer.write(spike.step, {"data/skipped_batches": numbers})
+                    writer.write(spike.step, {"data/skipped_batches": told})
     if writes:
         finish(workdir, first, int(state.step), config, why)
 
@@ -236,6 +241,34 @@ def alone(workdir):
         yield
     finally:
         os.close(folder)
+
+
+def check_together(workdir, saved, index):
+    """Raise UserError unless all processes have this configuration, and one workdir."""
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+
+    elsewhere = dict.fromkeys(("path", "validation_path", "cache"))
+    saved = json.dumps({**saved, "data": {**saved["data"], **elsewhere}}, sort_keys=True)
+    seen, start = workdir / "start", np.uint32(time.time_ns() % 2**32)
+    if index == 0:
+        write(seen, str(start))
+    told = process_allgather(np.array([zlib.crc32(saved.encode()), start], np.uint32))
+    others = np.flatnonzero(told[:, 0] != told[0, 0]).tolist()
+    require(
+        not others,
+        f"process {others[:1]} has another configuration or text than process 0; start all with "
+        "the same flags.",
+    )
+    here = seen.exists() and seen.read_text() == str(told[0, 1])
+    blind = np.flatnonzero(~process_allgather(np.array([here]))).tolist()
+    if index == 0:
+        seen.unlink(missing_ok=True)
+    require(
+        not blind,
+        f"process {blind[:1]} does not see what process 0 writes in --workdir={workdir}; give all "
+        "the same folder, on a file system that they share, or a bucket.",
+    )
 
 
 def write_start(workdir, data, config, hosts):
@@ -301,10 +334,11 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
     return log
 
 
-def taken_back(checkpoints, template, step, config):
+def taken_back(checkpoints, template, step, config, left_out):
     """(state, numbers): the last checkpoint's, told to leave out the batches up to that of `step`.
 
-    Raises RunError if there is no checkpoint, or no room for more batches in the state.
+    left_out: the numbers of earlier times, of which the checkpoint may know nothing. Raises
+    RunError if there is no checkpoint, or no room for more batches in the state.
     """
     import jax
     import numpy as np
@@ -320,7 +354,7 @@ def taken_back(checkpoints, template, step, config):
         )
     start, state = restored
     former = np.asarray(state.variables["skipped_batches"])
-    known = former[former < np.iinfo(np.int32).max]
+    known = sorted({*former[former < np.iinfo(np.int32).max].tolist(), *left_out})
     steps = range(max(start, step + 1 - config.train.spike_skip), step + 1)
     numbers = [batch_number(step, known) for step in steps]
     if len(known) + len(numbers) > len(former):
@@ -328,11 +362,11 @@ def taken_back(checkpoints, template, step, config):
             f"{spike}, and {len(known)} batches are left out already, of at most {len(former)}; "
             "make the threshold larger, or optim.peak_lr smaller in a new run."
         )
-    skipped = former.copy()
-    skipped[len(known) : len(known) + len(numbers)] = numbers
+    skipped = np.full_like(former, np.iinfo(np.int32).max)
+    skipped[: len(known) + len(numbers)] = [*known, *numbers]
     placed = jax.device_put(np.sort(skipped), state.variables["skipped_batches"].sharding)
     variables = {**state.variables, "skipped_batches": placed}
-    return dataclasses.replace(state, variables=variables), " ".join(map(str, numbers))
+    return dataclasses.replace(state, variables=variables), numbers
 
 
 def timed(checkpoints, writer):

@@ -30,7 +30,7 @@ def divided_sizes(sizes, num_devices=None, supposed=False, num_slices=None):
             f"{num_devices} do not divide; make mesh.dcn_data=1.",
         )
         num_devices //= slices
-    within = _filled(within, num_devices, supposed)
+    within = _filled(within, num_devices, supposed, " in each slice" if slices > 1 else "")
     return within, {axis: over[f"dcn_{axis}"] for axis in AXES}
 
 
@@ -38,8 +38,11 @@ def _written(sizes):
     return " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
 
 
-def _filled(sizes, count, supposed=False):
-    """The sizes with -1 replaced by what is left of `count`, of which their product must be all."""
+def _filled(sizes, count, supposed=False, where=""):
+    """The sizes with -1 replaced by what is left of `count`, of which their product must be all.
+
+    where: of these devices, for whoever reads what is refused.
+    """
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     require(
         len(open_axes) <= 1,
@@ -53,11 +56,11 @@ def _filled(sizes, count, supposed=False):
     fixed = math.prod(size for size in sizes.values() if size != -1)
     count = fixed if count is None else count
     if count % fixed or (fixed != count and not open_axes):
-        raise UserError(_mismatch(sizes, fixed, count, supposed))
+        raise UserError(_mismatch(sizes, fixed, count, supposed, where))
     return {**sizes, **dict.fromkeys(open_axes, count // fixed)}
 
 
-def _mismatch(sizes, fixed, count, supposed):
+def _mismatch(sizes, fixed, count, supposed, where):
     several = "a multiple of " if -1 in sizes.values() else ""
     found = f"{'not' if supposed else 'but there are'} {count}"
     if "dcn_data" in sizes:
@@ -68,7 +71,7 @@ def _mismatch(sizes, fixed, count, supposed):
     keep = math.gcd(max(sizes["fsdp"], 1) * max(sizes["tensor"], 1), count)
     fits = math.gcd(max(sizes["tensor"], 1), keep)
     return (
-        f"{_written(sizes)} needs {several}{fixed} devices, {found}; make one of them -1 and let "
-        "the others divide that, as "
+        f"{_written(sizes)} needs {several}{fixed} devices{where}, {found}; make one of them -1 "
+        "and let the others divide that, as "
         f"--config.mesh.data=-1 --config.mesh.fsdp={keep // fits} --config.mesh.tensor={fits}."
     )

@@ -180,7 +180,7 @@ class Checkpoints:
                     if fetch:
                         _check_files(path, manifest["files"])
                 if fetch:
-                    with _on_every_process():
+                    with _on_every_process(), _as_damage(path):
                         arrays = fetch(path, manifest["arrays"])
                     damage = _first_change(arrays, manifest["arrays"])
             except Damaged as error:
@@ -396,6 +396,21 @@ def _has_manifest(path):
     return not is_url(path) or (path / MANIFEST).exists()
 
 
+@contextlib.contextmanager
+def _as_damage(path):
+    """Turn what Orbax says of arrays that lack a part, as of a process whose folder was another,
+    into Damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        if is_url(path):  # it may be the bucket, which is no damage
+            raise
+        raise Damaged(f"its arrays cannot be read ({_reason(error)[:200]})") from error
+
+
 def _manifest(path):
     """The manifest of the checkpoint in path. Raises Damaged."""
     # A bucket that cannot be read now is no damage, for which a checkpoint is deleted.
@@ -557,6 +572,8 @@ def _checksums(arrays):
     for name, array in arrays.items():
         jax.block_until_ready(checksums)
         on_host = isinstance(array, np.ndarray)
+        if not on_host and array.sharding.memory_kind == "pinned_host":  # offloaded
+            array = jax.device_put(array, array.sharding.with_memory_kind("device"))
         checksums[name] = (checksum_on_host if on_host else checksum_on_device)(array)
     return checksums
 

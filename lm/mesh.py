@@ -68,7 +68,7 @@ ACTIVATIONS = {
 }
 
 
-def make_mesh(data=-1, fsdp=1, tensor=1, dcn_data=1, dcn_fsdp=1, dcn_tensor=1, devices=None):
+def make_mesh(data=-1, fsdp=1, tensor=1, devices=None, *, dcn_data=1, dcn_fsdp=1, dcn_tensor=1):
     """A mesh of all devices, or of those given; a size of -1 takes what is left.
 
     Of an axis that goes over slices (dcn_), neighbours are of one slice as far as it reaches.

@@ -161,7 +161,8 @@ class Processes:
                         reason = "something is there, but does not begin the run"
                         answer = await _read(reader)
                     except OSError as error:
-                        reason = os.strerror(error.errno) if error.errno else str(error)
+                        known = error.errno and error.errno > 0  # else of the name's look-up
+                        reason = os.strerror(error.errno) if known else error.strerror or str(error)
                     await asyncio.sleep(0.2)
         if not answer:
             raise RunError(

@@ -187,7 +187,8 @@ class TransformerConfig:
             require_in(f"model.{key}", getattr(self, key), options)
         if self.remat not in REMATS:
             for name in names(self.remat):
-                require_in("model.remat", name, (*REMATS, *TENSORS))
+                alone = () if "," in self.remat else REMATS
+                require_in("model.remat", name, (*alone, *TENSORS))
         for name in names(self.offload):
             require_in("model.offload", name, TENSORS)
         for name in self.attention_pattern.split(","):

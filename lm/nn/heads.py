@@ -39,7 +39,7 @@ class TokenTypes(nnx.Module):
 
     def __call__(self, types_BT):
         """(B or 1, T, D) in the parameters' precision."""
-        return looked_up(self.table_YD, types_BT)
+        return looked_up(self.table_YD, types_BT, shared=types_BT.shape[0] == 1)
 
 
 class Head(nnx.Module):

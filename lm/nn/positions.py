@@ -22,18 +22,20 @@ class LearnedPositions(nnx.Module):
 
     def __call__(self, positions_BT):
         """(B or 1, T, D) in the parameters' precision."""
-        return looked_up(self.table_PD, positions_BT + self.config.position_offset)
+        index_BT, shared = positions_BT + self.config.position_offset, positions_BT.shape[0] == 1
+        return looked_up(self.table_PD, index_BT, shared=shared)
 
 
-def looked_up(table, index_BT, dtype=None):
+def looked_up(table, index_BT, dtype=None, shared=False):
     """The rows (B or 1, T, D) of a parameter, in `dtype`, or else in its precision, in which
     gradients are summed: that of a frequent row as precisely as the table is kept.
 
     Over fsdp the table stays divided: each device looks its columns up for the tokens of all, and
-    they change places. That moves as much as the result has, and no table.
+    they change places. That moves as much as the result has, and no table. shared: one row of
+    indices serves the whole batch, and what it gives is whole on every device.
     """
     table_VD, dtype = table[...], dtype or table[...].dtype
-    if current_mesh() is None or index_BT.shape[0] == 1:  # one row serves the whole batch
+    if current_mesh() is None or shared:
         return weight(table, table_VD.dtype)[index_BT].astype(dtype)
     index_BT = put(index_BT, "fsdp_tokens")
     columns_BTD = table_VD.at[index_BT].get(out_sharding=ACTIVATIONS["columns"])
