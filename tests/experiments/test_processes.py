@@ -212,3 +212,28 @@ def test_an_error_of_one_ends_all(start, tmp_path):
     assert [code for code, _, _ in ended] == [1, 1]
     assert ended[0][2] == f"error: process 1 ({HOST}) ended: division by zero\n"
     assert "ZeroDivisionError" in ended[1][2]
+
+
+OTHER = """
+import sys
+sys.argv = [{flag!r} if a.split("=")[0] == {flag!r}.split("=")[0] else a for a in sys.argv]
+from experiments import cli
+from experiments.train import train
+cli.main(train)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.optim.peak_lr=0.5", "process [1] has another configuration or text than"),
+        ("--workdir={elsewhere}", "process [1] does not see what process 0 writes"),
+    ],
+)
+def test_processes_that_are_of_two_runs_do_not_train(flag, said, start, tmp_path):
+    """Each would for itself, and what they save would be of no run."""
+    flag = flag.format(elsewhere=tmp_path / "elsewhere")
+    ended = end(start(2, tmp_path / "run", NEVER, {1: OTHER.format(flag=flag)}))
+    assert [status for status, _, _ in ended] == [2, 2], ended
+    assert all(said in err for _, _, err in ended), ended
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

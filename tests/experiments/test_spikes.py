@@ -71,6 +71,24 @@ def test_a_spike_is_taken_back_and_left_out(
     assert kept[: len(numbers) + 1].tolist() == [*numbers, np.iinfo(np.int32).max]
 
 
+def test_a_bad_batch_after_a_bad_one_is_left_out_too(told, tiny, tmp_path, exact, monkeypatch):
+    """Their checkpoint is the same, and knows of neither."""
+    rows, bad = Batches.rows, (BAD, BAD + 1)
+
+    def planted(self, step, numbers):
+        batch = rows(self, step, numbers)
+        return {**batch, "targets": np.full_like(batch["targets"], 254)} if step in bad else batch
+
+    monkeypatch.setattr(Batches, "rows", planted)
+    keys = {**KEYS, "train.spike_skip": 1}
+    status, out, _ = tiny.run(tmp_path / "met", keys, 2)
+    lines = [line for line in out.splitlines() if "deviations" in line]
+    assert (status, [line.rsplit(" ", 1)[-1] for line in lines]) == (0, ["18", "19"])
+    told(bad)
+    assert tiny.run(tmp_path / "told", keys, 2)[0] == 0
+    assert exact(tmp_path / "met") == exact(tmp_path / "told")
+
+
 def test_a_run_that_is_resumed_before_its_spike_meets_it_too(bad_batch, tiny, tmp_path, exact):
     """The losses that it stands out from are part of the state."""
     for name, first in (("whole", 24), ("run", 17)):
