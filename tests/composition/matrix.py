@@ -485,8 +485,8 @@ class Outcome:
 def run(config, batch):
     """The Outcome of the first train step of the matrix's parameters on the config's mesh."""
     model = Transformer(config.model)
-    shape = dataclasses.astuple(config.mesh)
-    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    sizes = dataclasses.asdict(config.mesh)
+    mesh = make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
     parts = config.train.accumulation_steps
     check_mesh(mesh, config.model, config.data.batch_size, parts)
     params = parameters(config)
