@@ -14,6 +14,7 @@ import urllib.request
 
 import boto3
 import fsspec
+import gcsfs  # noqa: F401, whole, before a test hides packages
 import jax
 import jax.numpy as jnp
 import numpy as np
