@@ -180,7 +180,7 @@ class Checkpoints:
                     if fetch:
                         _check_files(path, manifest["files"])
                 if fetch:
-                    with _on_every_process(), _as_damage(path):
+                    with _on_every_process():
                         arrays = fetch(path, manifest["arrays"])
                     damage = _first_change(arrays, manifest["arrays"])
             except Damaged as error:
@@ -337,8 +337,10 @@ def _orbax():
     warnings.filterwarnings("ignore", r"coroutine .*write_fragment.* was never awaited")
     show = sys.unraisablehook
 
-    def show_others(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
+    def show_others(unraisable):  # a read that fails leaves Orbax's others to the interpreter's end
+        code = getattr(unraisable.object, "cr_code", None)
+        of_orbax = folder in getattr(code, "co_filename", "")
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
             show(unraisable)
 
     sys.unraisablehook = show_others
@@ -387,28 +389,15 @@ def _read(path, targets):
     try:
         handler = ocp.PyTreeCheckpointHandler()
         return _named(handler.restore(epath.Path(path / "state"), args=request))
-    except ValueError as error:  # of a bucket: its files were not read before
-        raise Damaged(_reason(error)) from error
+    except Exception as error:
+        if type(error) not in (ValueError, Exception):  # Orbax's, of parts that are missing
+            raise
+        raise Damaged(_reason(error.__cause__ or error)) from error
 
 
 def _has_manifest(path):
     """Of a file system's it need not be looked for: one that lacks it there was damaged."""
     return not is_url(path) or (path / MANIFEST).exists()
-
-
-@contextlib.contextmanager
-def _as_damage(path):
-    """Turn what Orbax says of arrays that lack a part, as of a process whose folder was another,
-    into Damaged.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        if is_url(path):  # it may be the bucket, which is no damage
-            raise
-        raise Damaged(f"its arrays cannot be read ({_reason(error)[:200]})") from error
 
 
 def _manifest(path):

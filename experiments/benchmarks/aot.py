@@ -1,6 +1,6 @@
 """The train step of Llama 3 8B compiled for hardware that is not here, beside MaxText's own.
 
-    make aot        # about an hour on two cores; the picture is build/aot.png
+    make aot        # minutes for each row; the picture is build/aot.png
 
 float32 weights, gradients and moments, bfloat16 products, AdamW, scanned layers, pure FSDP, nothing
 offloaded. GiB of a device; a row is a slice, the sequences of a chip, their length, and what is

@@ -12,7 +12,7 @@ import re
 from lm.chips import DEVICES
 from lm.errors import UserError, did_you_mean, require
 
-# The side of a slice that its chips are counted along: v5e and v6e are meshes, the others tori.
+# How many sizes a slice has.
 TPUS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 EXAMPLES = "v5p:2x2x4, v5e:4x4, v6e:8x8 (chips along each axis), h100:2x8 (nodes x GPUs of each)"
 

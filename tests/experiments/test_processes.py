@@ -95,7 +95,7 @@ def are_alike(workdir, whole):
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
 
 
-@pytest.mark.kills  # which has its target
+@pytest.mark.kills
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_are_one_run(count, start, tiny, tmp_path, exact):
     """On a mesh that divides weights over processes; two runs of two are equal to the bit."""
