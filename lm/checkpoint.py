@@ -390,7 +390,8 @@ def _read(path, targets):
         handler = ocp.PyTreeCheckpointHandler()
         return _named(handler.restore(epath.Path(path / "state"), args=request))
     except Exception as error:
-        if type(error) not in (ValueError, Exception):  # Orbax's, of parts that are missing
+        # Metadata that cannot be parsed is a ValueError; parts that are missing a bare Exception.
+        if not isinstance(error, ValueError) and type(error) is not Exception:
             raise
         raise Damaged(_reason(error.__cause__ or error)) from error
 
