@@ -348,6 +348,6 @@ def _explain(error):
         wanted = os.environ.get("JAX_PLATFORMS", "")
         return (
             f"jax cannot use the platform that JAX_PLATFORMS={wanted!r} asks for; unset it, or "
-            f"install the extra for the device, 'lm[gpu]' or 'lm[tpu]'. {text}"
+            f"install the extra for the device, pip install -e '.[gpu]' or '.[tpu]'. {text}"
         )
     return None

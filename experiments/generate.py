@@ -16,6 +16,8 @@ import time
 import lm
 from experiments import cli
 from lm.axes import AXES
+from lm.errors import require
+from lm.paths import as_path
 
 flags = cli.Parser(__doc__, config="none")
 flags.add_argument("--workdir", required=True, metavar="FOLDER", help="the run to sample from")
@@ -30,7 +32,7 @@ SETTINGS = {
 }
 for name, (value, told) in SETTINGS.items():
     told = f"{told} ({value:g})"
-    flags.add_argument(f"--{name}", type=type(value), default=value, metavar="N", help=told)
+    flags.add_argument(f"--{name}", type=type(value), metavar="N", help=told)
 flags.add_argument("--step", type=int, metavar="N", help="a run's checkpoint; without, the newest")
 for axis, told in (
     ("data", "copies of the model, for many samples"),
@@ -46,16 +48,20 @@ def generate(argv):
     # A shell may pass broken UTF-8.
     prompts = [text.encode(errors="replace").decode() for text in arguments.prompt or [""]]
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    settings = {name: given[name] for name in SETTINGS}
+    settings = {name: given.get(name, value) for name, (value, _) in SETTINGS.items()}
     mesh = {axis: given[f"mesh.{axis}"] for axis in AXES if f"mesh.{axis}" in given}
     from lm.sampling.sample import check_settings
 
     check_settings(**settings)
     model = lm.load(arguments.workdir, arguments.step, mesh or None)
     if model.config.stack == "encoder":
+        wrong = [f"--{name}={given[name]}" for name in SETTINGS if name in given]
+        unused = f"{' '.join(wrong)}: an encoder fills blanks and samples nothing; leave it out."
+        require(not wrong, unused)
         for prompt in prompts:
             show_filled(prompt, *lm.fill(model, prompt), arguments.json)
         return
+    check_blanks(as_path(arguments.workdir), prompts)
     begun = time.perf_counter()
     samples = lm.generate(model, prompts, **settings)
     seconds = time.perf_counter() - begun
@@ -63,6 +69,15 @@ def generate(argv):
     count = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
     speed = f"{count} tokens in {seconds:.2f} s, {count / seconds:.0f} tokens/s"
     print(f"{speed}, compilation included", file=sys.stderr)
+
+
+def check_blanks(workdir, prompts):
+    """Refuse prompts without a blank, if the run has learned from texts with blanks alone (T5)."""
+    objective = json.loads((workdir / "config.json").read_text()).get("objective", {})
+    if objective.get("kind") == "span_corruption":
+        for prompt in prompts:
+            told = f"--prompt={prompt!r} has no blank; write <extra_id_0> where text is missing."
+            require("<extra_id_" in prompt, told)
 
 
 def show_filled(prompt, text, blanks, as_json):

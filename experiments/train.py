@@ -47,13 +47,16 @@ def train(argv):
     if arguments.config.train.deterministic and DETERMINISTIC not in xla_flags:
         os.environ["XLA_FLAGS"] = f"{xla_flags} {DETERMINISTIC}"
     keep_freed_memory()
+    from lm.mesh import mesh_of
+
     members = arguments.coordinator, arguments.num_processes, arguments.process_id
     with together(*members, arguments.config.cluster.timeout_seconds) as processes:
         with processes.first_process_first():  # it builds the token store that the others open
             data, config = open_run(workdir, arguments.config)
+            mesh = mesh_of(config)
         if processes.index == 0:
             print(cli.describe(config), flush=True)
-        run(workdir, data, config, processes)
+        run(workdir, data, config, mesh, processes)
 
 
 def open_run(workdir, keys):
@@ -113,7 +116,7 @@ def read_config(workdir):
     return saved
 
 
-def run(workdir, data, config, processes):
+def run(workdir, data, config, mesh, processes):
     """Train in a workdir from its newest checkpoint, or from the first step, to the end.
 
     What is wrong with the configuration is said before anything is written. Process 0 writes all
@@ -126,7 +129,7 @@ def run(workdir, data, config, processes):
     from lm.cluster.signals import interruptions
     from lm.cluster.watchdog import Watchdog
     from lm.data.loader import Batches, place
-    from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
+    from lm.mesh import sharding, use_mesh
     from lm.nn.transformer import Transformer
     from lm.objectives.builder import make_examples
     from lm.track.metrics import MetricsWriter
@@ -136,28 +139,34 @@ def run(workdir, data, config, processes):
     from lm.train.state import abstract_state, initial_state
     from lm.train.step import make_train_step
 
-    num_steps, parts = config.train.num_steps, config.train.accumulation_steps
-    mesh, metrics = make_mesh(**dataclasses.asdict(config.mesh)), config.metrics
-    check_mesh(mesh, config.model, config.data.batch_size, parts)
+    num_steps, metrics = config.train.num_steps, config.metrics
     examples = make_examples(config.objective, config.data, config.model, data.tokenizer)
     if examples:  # checked again, now that the length of targets is known
         known = dataclasses.replace(config.data, target_length=examples.target_length)
         dataclasses.replace(config, data=known)
-    batches = Batches(data.train, config.data, config.train.seed, examples)
+    make = functools.partial(
+        place,
+        Batches(data.train, config.data, config.train.seed, examples),
+        sharding=sharding(mesh, "microbatches"),
+        accumulation=config.train.accumulation_steps,
+    )
     model = Transformer(config.model)
     evaluate = evaluator(model, config, data, mesh, examples)
     template = abstract_state(model, config, mesh)
     train_step = make_train_step(model, config, jax.tree.map(lambda leaf: leaf.sharding, template))
     processes.workdir, writes = workdir, processes.index == 0
+    say = functools.partial(print, flush=True) if writes else lambda line: None
+    sinks = metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
     with (
         alone(workdir) if writes else nullcontext(),
         use_mesh(mesh),
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
         interruptions() as signals,
     ):
-        say = functools.partial(print, flush=True) if writes else lambda line: None
-        if len(processes.hosts) > 1:
+        hosts = None
+        if processes.count > 1:
             check_together(workdir, content(data, config), processes.index)
+            hosts = train_step = signals = Hosts(train_step, mesh, signals, processes)
         restored = checkpoints.restore(template)
         state = restored[1] if restored else initial_state(model, config, mesh)
         if restored:
@@ -165,13 +174,6 @@ def run(workdir, data, config, processes):
         first = int(state.step)
         if first < num_steps:
             say("compiling the train step; its first metrics follow")
-        make = functools.partial(
-            place, batches, sharding=sharding(mesh, "microbatches"), accumulation=parts
-        )
-        hosts = None
-        if len(processes.hosts) > 1:
-            hosts = train_step = signals = Hosts(train_step, mesh, signals, processes)
-        sinks = metrics.tensorboard, metrics.wandb_project, dataclasses.asdict(config)
         with (
             MetricsWriter(workdir, *sinks) if writes else nullcontext() as writer,
             Progress(num_steps, first, quiet=not writes) as progress,
@@ -181,44 +183,44 @@ def run(workdir, data, config, processes):
         ):
             if writes:
                 write_start(workdir, data, config, processes.hosts)
-            step, left_out = watchdog.watching(train_step), []
-            while True:
-                hooks = Hooks(
-                    log=logger(config, mesh, int(state.step), writer, progress, examples, hosts),
+
+            def hooks(first):
+                return Hooks(
+                    log=logger(config, mesh, first, writer, progress, examples, hosts),
                     evaluate=evaluate,
                     save=timed(checkpoints, writer),
                     profile=profiler,
                     interrupted=lambda: signals.requested,
                 )
-                state, why, spike = until_spike(state, step, make, config, hooks)
-                if spike is None:
-                    break
-                state, numbers = taken_back(checkpoints, template, spike.step, config, left_out)
-                left_out += numbers
-                told = " ".join(map(str, numbers))
-                say(f"{spike}; back to step {int(state.step)}, without batches {told}")
-                if writer is not None:
-                    writer.write(spike.step, {"data/skipped_batches": told})
+
+            go_back = functools.partial(taken_back, checkpoints, template, config, [], writer, say)
+            step = watchdog.watching(train_step)
+            state, why = train_past_spikes(state, step, make, config, hooks, go_back)
     if writes:
         finish(workdir, first, int(state.step), config, why)
 
 
-def until_spike(state, step, make, config, hooks):
-    """(state, why, None) of the train loop from a state, or (None, None, the Spike)."""
+def train_past_spikes(state, step, make, config, hooks, go_back):
+    """(state, why) of the train loop; after a spike it runs again, from go_back(spike)'s state.
+
+    make: from a batch's number to the batch on the devices. hooks: from the first step to Hooks.
+    """
     import numpy as np
 
     from lm.data.loader import batch_number, prefetch
     from lm.train.loop import Spike
     from lm.train.loop import train as train_loop
 
-    skipped = np.asarray(state.variables["skipped_batches"])
-    steps = range(int(state.step), config.train.num_steps)
-    batches = prefetch(lambda step: make(batch_number(step, skipped)), steps, config.data.prefetch)
-    with closing(batches):
-        try:
-            return *train_loop(state, step, batches, config, hooks), None
-        except Spike as spike:  # without what it would keep in memory, the state
-            return None, None, spike.with_traceback(None)
+    while True:
+        skipped = np.asarray(state.variables["skipped_batches"])
+        first = int(state.step)
+        numbers = (batch_number(step, skipped) for step in range(first, config.train.num_steps))
+        with closing(prefetch(make, numbers, config.data.prefetch)) as batches:
+            try:
+                return train_loop(state, step, batches, config, hooks(first))
+            except Spike as error:  # without what would keep two states in memory
+                spike, state = error.with_traceback(None), None
+        state = go_back(spike)
 
 
 @contextmanager
@@ -334,11 +336,11 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
     return log
 
 
-def taken_back(checkpoints, template, step, config, left_out):
-    """(state, numbers): the last checkpoint's, told to leave out the batches up to that of `step`.
+def taken_back(checkpoints, template, config, left_out, writer, say, spike):
+    """The last checkpoint's state, told to leave out the batches up to that of the Spike.
 
-    left_out: the numbers of earlier times, of which the checkpoint may know nothing. Raises
-    RunError if there is no checkpoint, or no room for more batches in the state.
+    left_out: the numbers of earlier times, of which the checkpoint may know nothing; they grow.
+    Raises RunError if there is no checkpoint, or no room for more batches in the state.
     """
     import jax
     import numpy as np
@@ -346,27 +348,31 @@ def taken_back(checkpoints, template, step, config, left_out):
     from lm.data.loader import batch_number
 
     restored = checkpoints.restore(template)
-    spike = f"the loss of step {step} stands out by train.spike_threshold"
+    told = f"the loss of step {spike.step} stands out by train.spike_threshold"
     if restored is None:
         raise RunError(
-            f"{spike}, and there is no checkpoint to go back to; make checkpoint.every_steps "
-            f"{step} or less, or the threshold larger."
+            f"{told}, and there is no checkpoint to go back to; make checkpoint.every_steps "
+            f"{spike.step} or less, or the threshold larger."
         )
     start, state = restored
     former = np.asarray(state.variables["skipped_batches"])
     known = sorted({*former[former < np.iinfo(np.int32).max].tolist(), *left_out})
-    steps = range(max(start, step + 1 - config.train.spike_skip), step + 1)
+    steps = range(max(start, spike.step + 1 - config.train.spike_skip), spike.step + 1)
     numbers = [batch_number(step, known) for step in steps]
     if len(known) + len(numbers) > len(former):
         raise RunError(
-            f"{spike}, and {len(known)} batches are left out already, of at most {len(former)}; "
+            f"{told}, and {len(known)} batches are left out already, of at most {len(former)}; "
             "make the threshold larger, or optim.peak_lr smaller in a new run."
         )
+    left_out += numbers
+    names = " ".join(map(str, numbers))
+    say(f"{spike}; back to step {start}, without batches {names}")
+    if writer is not None:
+        writer.write(spike.step, {"data/skipped_batches": names})
     skipped = np.full_like(former, np.iinfo(np.int32).max)
     skipped[: len(known) + len(numbers)] = [*known, *numbers]
     placed = jax.device_put(np.sort(skipped), state.variables["skipped_batches"].sharding)
-    variables = {**state.variables, "skipped_batches": placed}
-    return dataclasses.replace(state, variables=variables), numbers
+    return dataclasses.replace(state, variables={**state.variables, "skipped_batches": placed})
 
 
 def timed(checkpoints, writer):

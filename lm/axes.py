@@ -64,14 +64,22 @@ def _mismatch(sizes, fixed, count, supposed, where):
     several = "a multiple of " if -1 in sizes.values() else ""
     found = f"{'not' if supposed else 'but there are'} {count}"
     if "dcn_data" in sizes:
+        if count == 1:
+            ones = " ".join(f"--config.mesh.{axis}=1" for axis in sizes)
+            return f"{_written(sizes)} needs {several}{fixed} slices; there is one only: {ones}."
         return (
             f"{_written(sizes)} needs {several}{fixed} slices, {found}; "
             "--config.mesh.dcn_data=-1 with the others 1 takes all there are."
         )
-    keep = math.gcd(max(sizes["fsdp"], 1) * max(sizes["tensor"], 1), count)
-    fits = math.gcd(max(sizes["tensor"], 1), keep)
+    # The largest sizes up to those asked for that divide what is there, and each other's rest.
+    left, proposed = count, {}
+    open_axis = next((axis for axis, size in sizes.items() if size == -1), "data")
+    for axis in ("fsdp", "tensor", "data"):
+        if axis != open_axis:
+            proposed[axis] = max(n for n in range(1, sizes[axis] + 1) if left % n == 0)
+            left //= proposed[axis]
+    flags = " ".join(f"--config.mesh.{axis}={proposed.get(axis, -1)}" for axis in AXES)
     return (
         f"{_written(sizes)} needs {several}{fixed} devices{where}, {found}; make one of them -1 "
-        "and let the others divide that, as "
-        f"--config.mesh.data=-1 --config.mesh.fsdp={keep // fits} --config.mesh.tensor={fits}."
+        f"and let the others divide that, as {flags}."
     )

@@ -51,6 +51,7 @@ NEEDS = (
     ("objective.router_z_loss", SET, "model.num_experts", SET),
     ("optim.router_bias_step", SET, "model.router_selection_bias", (True,)),
     ("objective.next_sentence", SET, "model.next_sentence", (True,)),
+    ("train.spike_threshold", SET, "checkpoint.every_steps", SET),
 )
 
 

@@ -182,7 +182,7 @@ def skeleton(config, mesh=None):
     Nothing is allocated. Raises UserError if the mesh does not divide the model.
     """
     if mesh is not None:
-        check_mesh(mesh, config, math.prod(mesh.shape[axis] for axis in BATCH))
+        check_mesh(mesh, config, batch_size=0)
     module = Transformer(config)
     return module, abstract_parameters(module, mesh)
 

@@ -7,6 +7,7 @@ region and endpoint (AWS_ENDPOINT_URL) are found as the store's own tools find t
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from lm.errors import RunError, UserError, require
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras of these names install them
+NO_KEYS = ("Anonymous caller", "Unable to locate credentials")  # Google's words, and Amazon's
 
 
 def is_url(path):
@@ -34,7 +36,7 @@ def as_path(text, key="path"):
     known = f"{key}={url} is a URL that lm does not read, as it does gs://BUCKET and s3://BUCKET; "
     require(scheme in PACKAGES and rest.strip("/"), f"{known}mount it, and give that path.")
     package = PACKAGES[scheme]
-    needed = f"{key}={url} needs the package {package}: pip install 'lm[{scheme}]'."
+    needed = f"{key}={url} needs the package {package}: pip install -e '.[{scheme}]'."
     require(importlib.util.find_spec(package), needed)
     _check(url, key)
     from etils import epath
@@ -49,6 +51,7 @@ def _check(url, key):
 
     for name in ("gcs", *PACKAGES):  # others write there too: no listing is remembered
         conf.setdefault(name, {})["use_listings_cache"] = False
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what matters it also raises
     os.environ["EPATH_USE_TF"] = "0"  # TensorFlow, where it is installed, reads no s3://
     files, path = fsspec.url_to_fs(url)
     with explained(f"{key}={url}"):
@@ -64,6 +67,11 @@ def explain(error, what="a bucket"):
     modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
     if not modules & {*PACKAGES.values()}:
         return None
+    if any(words in str(error) for words in NO_KEYS):
+        return UserError(
+            f"{what}: no credentials are found ({error}); set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or run `gcloud auth application-default login`."
+        )
     if isinstance(error, PermissionError) or "Forbidden" in str(error):
         return UserError(f"{what}: no rights there ({error}); check the keys and their policy.")
     if isinstance(error, FileNotFoundError):

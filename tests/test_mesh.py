@@ -69,6 +69,48 @@ def test_a_mesh_of_other_devices_is_refused_and_the_one_proposed_is_not(sizes, s
 
 
 @pytest.mark.parametrize(
+    ("sizes", "proposed"),
+    [
+        ({"fsdp": 3}, {"data": -1, "fsdp": 2, "tensor": 1}),
+        ({"fsdp": 7, "data": 1}, {"data": -1, "fsdp": 4, "tensor": 1}),
+        ({"tensor": 6}, {"data": -1, "fsdp": 1, "tensor": 4}),
+        ({"fsdp": 3, "tensor": 3}, {"data": -1, "fsdp": 2, "tensor": 2}),
+        ({"data": 3, "fsdp": -1, "tensor": 2}, {"data": 2, "fsdp": -1, "tensor": 2}),
+    ],
+)
+def test_the_largest_that_divide_are_proposed(sizes, proposed):
+    with pytest.raises(UserError) as caught:
+        make_mesh(**sizes, devices=EIGHT)
+    assert remedied(str(caught.value), {}, {})[0] == proposed
+
+
+def test_there_is_one_slice_only():
+    with pytest.raises(UserError, match="needs 3 slices; there is one only") as caught:
+        make_mesh(dcn_data=3, devices=EIGHT)
+    remedy = dict(re.findall(r"--config\.mesh\.(\w+)=(\d+)", str(caught.value)))
+    assert remedy == {"dcn_data": "1", "dcn_fsdp": "1", "dcn_tensor": "1"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keys", "proposed"),
+    [
+        ({"tensor": 8}, {}, {"fsdp": 1, "tensor": 4}),
+        ({"fsdp": 2, "tensor": 4}, {"d_ff": 30}, {"fsdp": 2, "tensor": 2}),
+        ({"fsdp": 8}, {"d_model": 20}, {"fsdp": 4, "tensor": 1}),
+        # Of both axes, and past what divides neither 66 tokens nor 6 heads of 4 and a width of 36.
+        ({"data": 1, "fsdp": 2, "tensor": 4}, {"vocab_size": 66}, {"fsdp": 2, "tensor": 2}),
+        ({"fsdp": 8}, {"num_heads": 6, "d_model": 36}, {"fsdp": 4, "tensor": 1}),
+    ],
+)
+def test_the_nearest_mesh_that_fits_is_proposed(sizes, keys, proposed):
+    with pytest.raises(UserError) as caught:
+        check_mesh(make_mesh(**sizes, devices=EIGHT), model_of(**keys), 8)
+    found = remedied(str(caught.value), {}, {})[0]
+    assert found == {"data": -1, **proposed}
+    check_mesh(make_mesh(**found, devices=EIGHT), model_of(**keys), 8)
+
+
+@pytest.mark.parametrize(
     ("sizes", "says"),
     [
         ({"fsdp": -1}, "only one axis"),

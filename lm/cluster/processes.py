@@ -72,6 +72,7 @@ class Processes:
 
         # It waits for SIGTERM, as lm.cluster.signals does, and would take it from there.
         jax.config.update("jax_enable_preemption_service", False)
+        keep_stdout()
         port = self._run(_tunnel(address)) if self.index else address[1]
         jax.distributed.initialize(
             *(f"127.0.0.1:{port}", self.count, self.index, local_devices),
@@ -247,6 +248,13 @@ class Processes:
             writer.start()
             writer.join(GRACE)
         _leave(RESTART)
+
+
+def keep_stdout():
+    """Have Python alone write to stdout: what gloo says there, in C++, goes to stderr."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
 
 
 def _leave(status):

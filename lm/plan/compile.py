@@ -1,6 +1,5 @@
 """The train step compiled for devices that are not there: its memory and traffic."""
 
-import dataclasses
 import re
 import types
 
@@ -9,10 +8,11 @@ import numpy as np
 
 from lm.data.tokenizer import MODES
 from lm.errors import RunError
-from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
+from lm.mesh import mesh_of, sharding, use_mesh
 from lm.nn.transformer import Transformer
 from lm.objectives.builder import make_examples
 from lm.plan.collectives import collectives
+from lm.plan.sharding import placements
 from lm.plan.topology import memory_of
 from lm.train.state import abstract_state
 from lm.train.step import make_train_step
@@ -29,10 +29,7 @@ def compile_step(config, devices):
 
     Raises UserError if the mesh does not fit, RunError if the step needs more memory than there is.
     """
-    mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    parts = config.train.accumulation_steps
-    check_mesh(mesh, config.model, config.data.batch_size, parts)
-    model = Transformer(config.model)
+    mesh, model = mesh_of(config, devices), Transformer(config.model)
     with use_mesh(mesh):
         state = abstract_state(model, config, mesh)
         step = make_train_step(model, config, jax.tree.map(lambda leaf: leaf.sharding, state))
@@ -42,7 +39,7 @@ def compile_step(config, devices):
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise RunError(_exhausted(str(error))) from None
+            raise RunError(_exhausted(str(error), config, dict(mesh.shape))) from None
 
 
 def abstract_batch(config, mesh):
@@ -108,19 +105,12 @@ def compiled_costs(config, devices):
     }
 
 
-def _exhausted(text):
-    """What is largest and what to change, of XLA's report of a memory that is used up."""
+def _exhausted(text, config, sizes):
+    """What is largest and what to change, when a memory is used up; text: XLA's report of it."""
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", text) or re.search(
         r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", text
     )
-    largest = re.findall(
-        r"Size: ([\d.]+\w)\n\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\n\s+)?Shape: (\S+?)\{", text
-    )
-    named = ", ".join(
-        f"{size} {shape}{f' of {name}' if name else ''}" for size, name, shape in largest[:3]
-    )
     needs = f"needs {used[1]} of {used[2]} of a device's memory" if used else "does not fit"
-    return (
-        f"the train step {needs}{f'; the largest are {named}' if named else ''}. To make it fit, "
-        f"{REMEDIES}."
-    )
+    largest = sorted(placements(config, sizes), key=lambda row: -row.bytes)[:3]
+    named = ", ".join(f"{row.kind} {row.name} {row.bytes / 2**30:.3g} GiB" for row in largest)
+    return f"the train step {needs}; the largest are {named}. To make it fit, {REMEDIES}."

@@ -83,7 +83,7 @@ def topology_devices(name):
     package = "libtpu" if kind in TPUS else "jax_plugins.xla_cuda13"
     require(
         _is_installed(package),
-        f"--topology={name} needs the compiler in {package}: pip install 'lm[aot]'.",
+        f"--topology={name} needs the compiler in {package}: pip install -e '.[aot]'.",
     )
     from jax.experimental.topologies import get_topology_desc
 

@@ -165,15 +165,27 @@ def test_an_encoder_fills_blanks(run, tmp_path):
     status, out, err = run("--prompt=a cat", workdir=folder)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "'a cat' has no blank; write [MASK] where" in err
+    for flag in ("--temperature=0.5", "--top_k=3", "--num_tokens=100", "--seed=0"):
+        status, out, err = run(f"--prompt={prompt}", flag, workdir=folder)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"{flag}: an encoder fills blanks and samples nothing; leave it out." in err
 
 
 def test_an_encoder_decoder_writes_its_target_alone(run, tmp_path):
     tokenizer = train_tokenizer("bpe", TEXTS, 400, "sentinels")
     keys = {"stack": "encoder_decoder", "position": "buckets", "vocab_size": 400}
     folder = write_run(tmp_path, tokenizer, (3,), **keys)
-    prompts = ["the <extra_id_0> sat.", "a dog"]
+    prompts = ["the <extra_id_0> sat.", "a <extra_id_0>"]
     flags = [*(f"--prompt={prompt}" for prompt in prompts), "--num_tokens=12", "--temperature=0"]
     expected = lm.generate(lm.load(folder), prompts, 12, temperature=0)
     status, out, _ = run(*flags, workdir=folder)
     texts = [sample.text for [sample] in expected]
     assert (status, out) == (0, f"\n{'-' * 20}\n".join(texts) + "\n")
+    for flags in (["--prompt=a dog"], [], ["--prompt=a <extra_id_0>", "--prompt=the cat"]):
+        status, out, err = run(*flags, workdir=folder)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "has no blank; write <extra_id_0> where" in err
+    rewritten = json.loads((folder / "config.json").read_text())
+    rewritten["objective"]["kind"] = "span_corruption=3,prefix=1"  # which reads plain texts too
+    (folder / "config.json").write_text(json.dumps(rewritten))
+    assert run("--prompt=a dog", "--num_tokens=2", workdir=folder)[0] == 0

@@ -60,6 +60,7 @@ def end(processes):
     ended = []
     for process in processes:
         out, err = process.communicate(timeout=300)
+        assert "[Gloo]" not in out
         lines = [line for line in err.splitlines(keepends=True) if "[Gloo]" not in line]
         ended.append((process.returncode, out, "".join(lines)))
     return ended
@@ -237,3 +238,14 @@ def test_processes_that_are_of_two_runs_do_not_train(flag, said, start, tmp_path
     assert [status for status, _, _ in ended] == [2, 2], ended
     assert all(said in err for _, _, err in ended), ended
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_mesh_that_does_not_fit_is_a_line_of_process_0(start, tmp_path):
+    ended = end(start(2, tmp_path / "run", {**NEVER, "mesh.fsdp": 3}))
+    line = "needs a multiple of 3 devices, but there are 4; make one of them -1 and let the others"
+    assert [(status, out) for status, out, _ in ended] == [(2, ""), (2, "")]
+    assert [err.count("\n") for _, _, err in ended] == [1, 1]
+    assert ended[0][2].startswith("error: mesh.data=-1 mesh.fsdp=3 mesh.tensor=1 ")
+    assert ended[1][2].startswith(f"error: process 0 ({HOST}) ended: mesh.data=-1 mesh.fsdp=3 ")
+    assert all(line in err and "--config.mesh.fsdp=2" in err for _, _, err in ended)
+    assert not (tmp_path / "run").exists()

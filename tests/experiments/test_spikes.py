@@ -104,7 +104,10 @@ def test_without_a_threshold_a_spike_is_a_loss_as_others(bad_batch, tiny, tmp_pa
 
 
 def test_there_is_no_way_back(bad_batch, tiny, tmp_path, monkeypatch):
-    status, _, err = tiny.run(tmp_path / "run", {**KEYS, "checkpoint.every_steps": 0}, 2)
+    status, _, err = tiny.run(tmp_path / "none", {**KEYS, "checkpoint.every_steps": 0}, 2)
+    assert (status, not (tmp_path / "none").exists()) == (2, True)
+    assert "train.spike_threshold=6.0 needs checkpoint.every_steps, and" in err
+    status, _, err = tiny.run(tmp_path / "run", {**KEYS, "checkpoint.every_steps": 20}, 2)
     assert status == 1
     assert "the loss of step 18 stands out" in err
     assert "there is no checkpoint to go back to; make checkpoint.every_steps 18 or less" in err

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import http.server
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -347,10 +349,44 @@ def test_a_bucket_without_rights_is_one_line(bucket, tiny, stranger):
     assert re.search(r"error: s3://tests/run3/\S+: no rights there", err)
 
 
+def test_no_credentials_is_one_line(bucket, tiny, tmp_path):
+    """Neither in the environment, nor at home, nor of the machine; Google has its words for it."""
+    nothing = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true", "NO_GCE_CHECK": "true"}
+    keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
+    err = refused(tiny, "s3://tests/run4", **nothing, **keys)
+    assert "--workdir=s3://tests/run4: no credentials are found (Unable to locate" in err
+    with refusing() as url:
+        err = refused(tiny, "gs://tests/run4", STORAGE_EMULATOR_HOST=url, **nothing)
+    assert "--workdir=gs://tests/run4: no credentials are found (Anonymous caller" in err
+    assert "gcloud auth application-default login" in err
+
+
+@contextlib.contextmanager
+def refusing():
+    """The URL of a server that answers as Google does where nobody is known."""
+    words = "Anonymous caller does not have storage.objects.list access to the bucket."
+    body = json.dumps({"error": {"code": 401, "message": words}}).encode()
+
+    class Refusal(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
 def test_a_package_that_is_missing_and_what_is_no_bucket(tiny, monkeypatch):
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     for url, package in (("s3://tests/run", "s3fs"), ("gs://tests/run", "gcsfs")):
-        with pytest.raises(UserError, match=rf"{package}: pip install 'lm\[{url[:2]}\]'"):
+        with pytest.raises(UserError, match=rf"{package}: pip install -e '\.\[{url[:2]}\]'"):
             paths.as_path(url, "--workdir")
     with pytest.raises(UserError, match="gs://BUCKET and s3://BUCKET; mount it"):
         paths.as_path("s3://")

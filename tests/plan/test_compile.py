@@ -10,7 +10,13 @@ from lm.data.store import open_data
 from lm.errors import RunError
 from lm.mesh import make_mesh, sharding
 from lm.objectives.builder import make_examples
-from lm.plan.compile import abstract_batch, bytes_per_device, compile_step, compiled_costs
+from lm.plan.compile import (
+    _exhausted,
+    abstract_batch,
+    bytes_per_device,
+    compile_step,
+    compiled_costs,
+)
 from lm.plan.topology import topology_devices
 from tests.nn.tiny import tiny
 
@@ -74,11 +80,28 @@ def test_offloading_and_dividing_moments_leave_less_on_a_device():
     assert arguments(shard_moments=True) < arguments() - 0.7 * moments
 
 
+@pytest.mark.parametrize(
+    ("said", "needs"),
+    [
+        ("Ran out of HLO temporaries (31.32G) exceeds available HBM (15.75G).", "31.32G of 15.75G"),
+        ("Used 17.25G of 15.75G hbm.\nProgram hbm: ...", "17.25G of 15.75G"),
+    ],
+)
+def test_what_is_largest_is_said(said, needs):
+    """16 sequences over 4 devices, of 64 positions; a vocabulary of 4096, float32."""
+    keys = {"data.sequence_length": 64, "data.batch_size": 16, "model.vocab_size": 4096}
+    line = _exhausted(said, tiny({**KEYS, **keys}), {"data": 4, "fsdp": 1, "tensor": 1})
+    assert f"needs {needs} of a device's memory; the largest are activations logits" in line
+    assert f"logits {4 * 64 * 4096 * 4 / 2**30:.3g} GiB, moments " in line
+    assert "model.remat=full" in line and "\n" not in line
+
+
 @pytest.mark.parity
 def test_what_does_not_fit_is_one_line():
     keys = {"data.sequence_length": 16384, "data.batch_size": 64, "mesh.data": 4}
     with pytest.raises(RunError, match=r"needs [\d.]+G of 15.75G") as caught:
         compile_step(tiny({**KEYS, **keys}), topology_devices("v5e:2x2"))
+    assert "the largest are activations logits" in str(caught.value)
     assert "model.remat=full" in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -150,7 +150,7 @@ def test_a_spike_is_raised_before_it_is_saved():
     spike, events = events_of(config_of(12, log=100, save=1, spike=7.5))
     assert (spike.step, steps("save", events)) == (8, [*range(1, 9)])
     assert steps("log", events) == [0]
-    spike, events = events_of(config_of(12, save=0, spike=7.5))
+    spike, events = events_of(config_of(12, save=20, spike=7.5))
     assert (spike.step, steps("step", events)[-1], steps("save", events)) == (8, 9, [])
-    ended, _ = events_of(config_of(12, spike=11.5))
+    ended, _ = events_of(config_of(12, save=20, spike=11.5))
     assert ended == (State(12, "params 12"), None)
