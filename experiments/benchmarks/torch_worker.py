@@ -54,7 +54,6 @@ class Transformer(nn.Module):
 
 
 def main(size):
-    worker.keep_to_threads()
     torch.set_num_threads(worker.THREADS)
     torch.manual_seed(0)
     layers, width, heads, length, batch = worker.SIZES[size]

@@ -6,11 +6,11 @@ import types
 
 import pytest
 
-from experiments.benchmarks import alone, step_time, worker
+from experiments.benchmarks import measures, worker
 
 
 def test_workers_answer_with_seconds_per_step():
-    with worker.Worker(sys.executable, "lm_worker", "tiny") as lm:
+    with worker.Worker(sys.executable, "worker", "tiny") as lm:
         # One layer of width 16: 4 projections, 2 matrices of 16 x 64, 3 norms, 2 tables.
         matrices = 4 * 16 * 16 + 2 * 16 * 64
         assert lm.about["parameters"] == matrices + 3 * 16 + (worker.VOCAB + 8) * 16
@@ -21,14 +21,14 @@ def test_workers_answer_with_seconds_per_step():
 
 def test_a_worker_that_fails_is_not_waited_for():
     with pytest.raises(RuntimeError, match="ended with"):
-        worker.Worker(sys.executable, "lm_worker", "no_such_size")
+        worker.Worker(sys.executable, "worker", "no_such_size")
 
 
 @pytest.mark.parity
 def test_pytorch_has_the_same_model():
     with (
         worker.Worker(sys.executable, "torch_worker", "tiny") as torch,
-        worker.Worker(sys.executable, "lm_worker", "tiny") as lm,
+        worker.Worker(sys.executable, "worker", "tiny") as lm,
     ):
         assert torch.about["parameters"] == lm.about["parameters"]
         assert torch.about["loss"] == pytest.approx(lm.about["loss"], abs=0.1)
@@ -40,20 +40,20 @@ def test_ratio_is_theirs_over_ours_pair_by_pair(capsys):
         waiting = [(wall / 1e3, wall / 1e3) for wall in seconds]
         return types.SimpleNamespace(steps=lambda number: waiting.pop(0))
 
-    step_time.compare(answers(30, 20, 40), answers(10, 20, 20), steps=5, pairs=3)
+    measures.compare(answers(30, 20, 40), answers(10, 20, 20), steps=5, pairs=3)
     wall, cpu = capsys.readouterr().out.splitlines()
     assert "wall ratio 2.00 (1.00 to 3.00), of fastest blocks 2.00" in wall
     assert "PyTorch 30.0, lm 20.0, fastest 20.0 and 10.0" in cpu
 
 
 def test_loader_counts_tokens():
-    assert alone.tokens_per_second(worker.config_of("tiny"), batches=3) > 0
+    assert measures.tokens_per_second(worker.config_of("tiny"), batches=3) > 0
 
 
 def test_saves_overlap_steps(tmp_path):
-    from experiments.benchmarks.lm_worker import stepper
+    from experiments.benchmarks.worker import stepper
 
-    without, _, blocked = alone.during_saves(
+    without, _, blocked = measures.during_saves(
         *stepper(worker.config_of("tiny")), tmp_path / "checkpoints", saves=2
     )
     assert len(without) == 6
@@ -63,17 +63,17 @@ def test_saves_overlap_steps(tmp_path):
 
 @pytest.mark.slow
 def test_first_step_is_seen(tmp_path):
-    text = alone.write_text(tmp_path)
-    wall, cpu = alone.until_first_step(sys.executable, tmp_path, text, run=0)
+    text = measures.write_text(tmp_path)
+    wall, cpu = measures.until_first_step(sys.executable, tmp_path, text, run=0)
     assert wall > 0
     assert cpu > 0
 
 
 def test_required_are_what_lm_needs_and_no_extra():
-    names = alone.required("lm")
+    names = measures.required("lm")
     assert {"jax", "jaxlib", "numpy", "orbax-checkpoint"} <= names
     assert not {"pytest", "torch", "pyarrow"} & names
-    assert alone.size_of("numpy") > 1e6
+    assert measures.size_of("numpy") > 1e6
 
 
 def test_unknown_benchmark_is_refused():

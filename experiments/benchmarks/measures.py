@@ -1,4 +1,4 @@
-"""What lm costs by itself: how long one waits for it, and what must be installed."""
+"""What is measured: lm beside PyTorch, how long one waits for it, and what must be installed."""
 
 import dataclasses
 import importlib.metadata
@@ -15,10 +15,47 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from experiments.benchmarks.worker import ROOT, Worker, config_of
+from experiments.benchmarks.worker import ROOT, SIZES, THREADS, Worker, config_of, stepper
 
-RUNS, SAVES, BATCHES = 3, 3, 300
+TARGETS = {"small": 0.72, "large": 0.59}  # MaxText's, of step_time
+# Of a block of steps, long enough to time and short enough for the machine to stay as it is.
+STEPS = {"small": 20, "large": 2}
+PAIRS, RUNS, SAVES, BATCHES = 10, 3, 3, 300
 LIMIT = 120  # seconds
+
+
+def step_time(arguments):
+    """Seconds of a training step beside PyTorch's, for the same model, in turn."""
+    print(f"  float32, AdamW, clipping, {THREADS} threads; ratio = PyTorch's time / lm's")
+    for size, target in TARGETS.items():
+        print(f"  {size}: layers, width, heads, context, batch {SIZES[size]}; target > {target}")
+        for python in arguments.python:
+            with (
+                Worker(arguments.torch, "torch_worker", size) as torch,
+                Worker(python, "worker", size) as lm,
+            ):
+                # The models are of equal size and start from as good a guess.
+                assert abs(torch.about["loss"] - lm.about["loss"]) < 0.1, (torch.about, lm.about)
+                assert torch.about["parameters"] == lm.about["parameters"]
+                print(f"    {lm.about} beside {torch.about}", flush=True)
+                compare(torch, lm, STEPS[size], PAIRS)
+
+
+def compare(torch, lm, steps, pairs):
+    """Print medians of wall and CPU time, and the pairs' ratios: median (smallest to largest)."""
+    taken = [(torch.steps(steps), lm.steps(steps)) for _ in range(pairs)]
+    for number, kind in enumerate(("wall", "CPU")):
+        theirs, ours = (
+            [block[number] * 1e3 for block in side] for side in zip(*taken, strict=True)
+        )
+        ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+        print(
+            f"      {kind:4} ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}), of fastest blocks {min(theirs) / min(ours):.2f}; ms per step: "
+            f"PyTorch {statistics.median(theirs):.1f}, lm {statistics.median(ours):.1f}, "
+            f"fastest {min(theirs):.1f} and {min(ours):.1f}",
+            flush=True,
+        )
 
 
 def write_text(folder):
@@ -49,9 +86,8 @@ def until_first_step(python, folder, text, run):
     command = [python, "-m", "experiments.train", "--config=configs/shakespeare.py"]
     command += [f"--workdir={workdir}", f"--config.data.path={text}"]
     environment = {**os.environ, "LM_CACHE": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    start, used = time.perf_counter(), _children_seconds()
-    metrics = workdir / "metrics.jsonl"
-    null = subprocess.DEVNULL
+    start, metrics, null = time.perf_counter(), workdir / "metrics.jsonl", subprocess.DEVNULL
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=null, stderr=null) as process:
         try:
             while not (metrics.exists() and metrics.stat().st_size):
@@ -61,37 +97,31 @@ def until_first_step(python, folder, text, run):
             wall = time.perf_counter() - start
         finally:
             process.kill()
-    return wall, _children_seconds() - used
-
-
-def _children_seconds():
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
 
 
 def import_time(arguments):
     """What importing all that `lm` names costs over importing jax."""
-    jax, lm = [], []
+    codes = ("import jax", "import jax, lm; [getattr(lm, name) for name in lm.__all__]")
+    taken = []
     for _ in range(2 * RUNS):
-        jax.append(_python_seconds("import jax"))
-        lm.append(_python_seconds("import jax, lm; [getattr(lm, name) for name in lm.__all__]"))
-    extra = statistics.median(after - before for before, after in zip(jax, lm, strict=True))
-    print(
-        f"  import lm and all its names, over import jax ({statistics.median(jax):.2f} s): "
-        f"{extra:.2f} s more; target <= 0.6 s"
-    )
-
-
-def _python_seconds(code):
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    return time.perf_counter() - start
+        seconds = []
+        for code in codes:
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+            seconds.append(time.perf_counter() - start)
+        taken.append(seconds)
+    jax = statistics.median(jax for jax, _ in taken)
+    extra = statistics.median(lm - jax for jax, lm in taken)
+    told = f"import lm and all its names, over import jax ({jax:.2f} s)"
+    print(f"  {told}: {extra:.2f} s more; target <= 0.6 s")
 
 
 def loader(arguments):
     """Tokens per second that the loader makes ready, beside what the step consumes."""
-    for size in ("small", "large"):
-        with Worker(sys.executable, "lm_worker", size) as lm:
+    for size in TARGETS:
+        with Worker(sys.executable, "worker", size) as lm:
             step_seconds = min(lm.steps(5)[0] for _ in range(5))
         config = config_of(size)
         consumed = config.data.batch_size * config.data.sequence_length / step_seconds
@@ -126,8 +156,6 @@ def tokens_per_second(config, batches):
 
 def saves(arguments):
     """Seconds of a step while a checkpoint is written in the background, and without."""
-    from experiments.benchmarks.lm_worker import stepper
-
     with tempfile.TemporaryDirectory() as folder:
         taken = during_saves(*stepper(config_of("large")), folder, SAVES)
     without, during, blocked = (statistics.median(seconds) * 1e3 for seconds in taken)
@@ -146,9 +174,9 @@ def during_saves(state, train_step, batch, folder, saves):
 
     without, during, blocked = [], [], []
 
-    def timed(seconds, run):
+    def timed(seconds, function, *arguments):
         start = time.perf_counter()
-        result = jax.block_until_ready(run())
+        result = jax.block_until_ready(function(*arguments))
         seconds.append(time.perf_counter() - start)
         return result
 
@@ -160,10 +188,10 @@ def during_saves(state, train_step, batch, folder, saves):
         checkpoints.save(0, state, wait=True)
         for number in range(1, saves + 1):
             for _ in range(3):
-                state, _ = timed(without, lambda state=state: train_step(state, batch))
-            timed(blocked, lambda state=state, step=number: checkpoints.save(step, state))
+                state, _ = timed(without, train_step, state, batch)
+            timed(blocked, checkpoints.save, number, state)
             while number not in checkpoints.steps():
-                state, _ = timed(during, lambda state=state: train_step(state, batch))
+                state, _ = timed(during, train_step, state, batch)
     return without, during, blocked
 
 
