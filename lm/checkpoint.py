@@ -35,9 +35,10 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 
-from lm.errors import RunError, UserError, require
+from lm.errors import RunError, require
 from lm.paths import as_path, explained, files_below, is_url, remove, write
 
 MANIFEST = "manifest.json"
@@ -66,11 +67,12 @@ class Checkpoints:
         self._pending = None
         self.seconds = {}  # of saves that are on disk, {step: from the call of save to then}
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        if config is not None and _is_first_process():
-            paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
-            half = [path for path in paths if not _has_manifest(path)]
-            for leftover in (*self.folder.glob("*.partial"), *self.folder.glob("*.deleted"), *half):
-                remove(leftover)
+        if config is not None and jax.process_index() == 0:
+            whole = {*map(str, self.steps())}
+            for path in self.folder.glob("*"):
+                name, _, kind = path.name.partition(".")
+                if kind in ("partial", "deleted") or (name.isdecimal() and name not in whole):
+                    remove(path)
 
     def __enter__(self):
         return self
@@ -81,7 +83,9 @@ class Checkpoints:
     def steps(self):
         """The steps that have a checkpoint, ascending."""
         paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
-        return sorted(int(path.name) for path in paths if _has_manifest(path))
+        # Without a manifest a file system's is damaged, and a bucket's not yet, or no longer, one.
+        there = [path for path in paths if not is_url(path) or (path / MANIFEST).exists()]
+        return sorted(int(path.name) for path in there)
 
     def save(self, step, state, metrics=None, wait=False):
         """Save a pytree of jax.Arrays as checkpoint `step`, unless there is a good one.
@@ -157,11 +161,10 @@ class Checkpoints:
             leaves.append(jax.random.wrap_key_data(array, impl=generator) if generator else array)
         return step, jax.tree.unflatten(jax.tree.structure(template), leaves)
 
-    def newest_good(self, step=None, fetch=None):
-        """(step, manifest, arrays), found as `restore` finds it.
+    def newest_good(self, step, fetch):
+        """(step, manifest, arrays), found as `restore` finds it; None if there is none.
 
-        fetch: gives {name: array} for (path, manifest["arrays"]); without it only manifests are
-        read and checked.
+        fetch: gives {name: array} for (path, manifest["arrays"]).
         """
         self.wait()
         steps = self.steps()
@@ -173,23 +176,19 @@ class Checkpoints:
             return None
         # What the first process sees is tried: a network's disk may show each something else.
         while (candidate := _of_first_process(steps.pop() if steps else -1)) >= 0:
-            path, arrays, damage = self.folder / str(candidate), {}, None
+            path = self.folder / str(candidate)
             try:
                 with _on_every_process():
                     manifest = _manifest(path)
-                    if fetch:
-                        _check_files(path, manifest["files"])
-                if fetch:
-                    with _on_every_process():
-                        arrays = fetch(path, manifest["arrays"])
-                    damage = _first_change(arrays, manifest["arrays"])
-            except Damaged as error:
-                damage = str(error)
-            if damage is None:
+                    _check_files(path, manifest["files"])
+                with _on_every_process():
+                    arrays = fetch(path, manifest["arrays"])
+                _check_arrays(arrays, manifest["arrays"])
                 return candidate, manifest, arrays
-            if candidate not in self._damaged:
-                print(f"Checkpoint {path} is damaged and not used: {damage}.", file=sys.stderr)
-            self._damaged.add(candidate)
+            except Damaged as damage:
+                if candidate not in self._damaged:
+                    print(f"Checkpoint {path} is damaged and not used: {damage}.", file=sys.stderr)
+                self._damaged.add(candidate)
         raise RunError(
             f"No good checkpoint in {self.folder}: all that were tried are damaged, as said above. "
             "Put back a copy of one, or move the folder away to start from the first step."
@@ -198,7 +197,7 @@ class Checkpoints:
     @functools.cached_property
     def _saver(self):
         # Processes share the writing of copied arrays; for one alone, cutting them up only costs.
-        ocp, share = _orbax(), _process()[1] > 1
+        ocp, share = _orbax(), jax.process_count() > 1
         assert self._config is not None, "opened for reading only"
         handlers = ocp.type_handlers.create_type_handler_registry(
             (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=share))
@@ -227,7 +226,7 @@ class Checkpoints:
         except (OSError, ValueError, RunError) as error:
             resumed = "goes on from the one before"
             if not is_url(path):  # of a bucket we may not learn more now
-                if _is_first_process():
+                if jax.process_index() == 0:
                     remove(self._partial(step))
                 good = [other for other in self.steps() if other not in self._damaged]
                 resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
@@ -239,7 +238,7 @@ class Checkpoints:
     def _commit(self, step, entries, checksums, metrics, began):
         """In the background: let Orbax finish, add the manifest, rename, delete what is old."""
         self._saver.wait_until_finished()
-        if not _is_first_process():
+        if jax.process_index():
             return
         partial = self._partial(step)
         for name, checksum in jax.device_get(checksums).items():
@@ -272,7 +271,7 @@ class Checkpoints:
 
     def _delete(self, step):
         self._damaged.discard(step)
-        if _is_first_process():
+        if jax.process_index() == 0:
             # Half deleted, it must not be taken for a checkpoint.
             path = self.folder / str(step)
             if is_url(path):
@@ -296,29 +295,11 @@ def read(folder, step=None, only=("params",)):
         names = [name for name in entries if only is None or name.split("/")[0] in only]
         return _read(path, dict.fromkeys(names, np.ndarray))
 
-    step, _, arrays = _existing(folder, step, fetch)
-    return step, _nested(arrays)
-
-
-def describe(folder, step=None):
-    """(step, nested dict of jax.ShapeDtypeStruct, metrics) of the checkpoint `read` tries first.
-
-    Reads its manifest only. Typed random keys are shown as uint32 data. Raises as `read` does.
-    """
-    step, manifest, _ = _existing(folder, step)
-    shapes = {
-        name: jax.ShapeDtypeStruct(entry["shape"], jnp.dtype(entry["dtype"]))
-        for name, entry in manifest["arrays"].items()
-    }
-    return step, _nested(shapes), manifest["metrics"]
-
-
-def _existing(folder, step, fetch=None):
     with Checkpoints(folder) as checkpoints:
         found = checkpoints.newest_good(step, fetch)
-    if found is None:
-        raise UserError(f"There is no checkpoint in {folder}; train first, or name another folder.")
-    return found
+    require(found, f"There is no checkpoint in {folder}; train first, or name another folder.")
+    step, _, arrays = found
+    return step, _nested(arrays)
 
 
 @functools.cache
@@ -396,11 +377,6 @@ def _read(path, targets):
         raise Damaged(_reason(error.__cause__ or error)) from error
 
 
-def _has_manifest(path):
-    """Of a file system's it need not be looked for: one that lacks it there was damaged."""
-    return not is_url(path) or (path / MANIFEST).exists()
-
-
 def _manifest(path):
     """The manifest of the checkpoint in path. Raises Damaged."""
     # A bucket that cannot be read now is no damage, for which a checkpoint is deleted.
@@ -414,8 +390,7 @@ def _manifest(path):
 
 def _check_files(path, files):
     """Raise Damaged unless the files are as the manifest says; each process checks its share."""
-    index, count = _process()
-    mine = sorted(files)[index::count]
+    mine = sorted(files)[jax.process_index() :: jax.process_count()]
     try:
         found = _files(path, mine)
     except OSError as error:
@@ -568,30 +543,15 @@ def _checksums(arrays):
     return checksums
 
 
-def _first_change(arrays, entries):
-    """Which of the arrays that were read is not what was saved, or None."""
+def _check_arrays(arrays, entries):
+    """Raise Damaged unless the arrays that were read are what was saved."""
     for name, checksum in jax.device_get(_checksums(arrays)).items():
-        if checksum != entries[name]["checksum"]:
-            return f"the checksum of {name} is {checksum}, saved was {entries[name]['checksum']}"
-    return None
-
-
-def _process():
-    """(index, count). Alone, jax is not asked: it would take hold of the devices."""
-    together = jax.distributed.is_initialized()
-    return (jax.process_index(), jax.process_count()) if together else (0, 1)
-
-
-def _is_first_process():
-    return _process()[0] == 0
+        if checksum != (saved := entries[name]["checksum"]):
+            raise Damaged(f"the checksum of {name} is {checksum}, saved was {saved}")
 
 
 def _of_first_process(number):
     """What the first process has, on all of them."""
-    if _process()[1] == 1:
-        return number
-    from jax.experimental import multihost_utils
-
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
@@ -603,10 +563,5 @@ def _on_every_process():
         yield
     except Damaged as error:
         damage = error
-    whole = [damage is None]
-    if _process()[1] > 1:
-        from jax.experimental import multihost_utils
-
-        whole = multihost_utils.process_allgather(np.array(whole))
-    if not np.all(whole):
+    if not np.all(multihost_utils.process_allgather(np.array(damage is None))):
         raise damage or Damaged("another process cannot read it")

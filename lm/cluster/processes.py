@@ -251,10 +251,10 @@ class Processes:
 
 
 def keep_stdout():
-    """Have Python alone write to stdout: what gloo says there, in C++, goes to stderr."""
+    """Have Python alone write to stdout: gloo, in C++, tells there whom it is connected with."""
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _leave(status):

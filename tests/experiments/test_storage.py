@@ -27,7 +27,7 @@ from experiments.convert import convert
 from experiments.generate import generate
 from experiments.inspect import inspect
 from lm import paths
-from lm.checkpoint import MANIFEST, Checkpoints, describe, read
+from lm.checkpoint import MANIFEST, Checkpoints, read
 from lm.config import CheckpointConfig
 from lm.data import cache
 from lm.data.sources import read_corpus
@@ -179,7 +179,7 @@ def test_only_a_manifest_makes_a_checkpoint(bucket, capfd):
     assert restored(folder) == 3
     (folder / "3" / MANIFEST).unlink()  # as a run leaves it that is killed while it saves
     assert Checkpoints(folder).steps() == [2]
-    assert (restored(folder), read(folder)[0], describe(folder)[0]) == (2, 2, 2)
+    assert (restored(folder), read(folder)[0]) == (2, 2)
     assert (folder / "3" / "state" / "_METADATA").exists()  # a reader removes nothing
     saved(folder, 3, 4)
     assert Checkpoints(folder).steps() == [3, 4]
