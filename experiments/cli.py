@@ -21,10 +21,10 @@ import argparse
 import dataclasses
 import difflib
 import errno
-import importlib.util
 import math
 import os
 import re
+import runpy
 import shutil
 import sys
 import textwrap
@@ -33,6 +33,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from lm.config import flatten
 from lm.errors import RunError, UserError, did_you_mean, require
 from lm.paths import explain
 
@@ -126,7 +127,11 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, token, name, known):
         require(name.startswith("-"), f"{token!r} is not a flag; flags are --name=value.")
-        keys = [f"--config.{key}" for key in _base_keys()] if self.takes_config else []
+        keys = []
+        if self.takes_config:
+            from configs.base import base
+
+            keys = [f"--config.{key}" for key in flatten(base().to_dict())]
         flags = [flag for flag in known if flag.startswith("--") and flag != "--help"]
         raise UserError(f"{name} is not a flag.{_hint(name, [*flags, *keys], flags)}")
 
@@ -139,7 +144,7 @@ def load_config(spec, overrides):
     Raises UserError, one line, for whatever is wrong with any of them.
     """
     config = _preset(spec)
-    keys = list(_keys(config))
+    keys = list(flatten(config.to_dict()))
     for key, text in overrides.items():
         flag = f"--config.{key}={text}"
         if key not in keys:
@@ -150,20 +155,6 @@ def load_config(spec, overrides):
             section = section[name]
         section[leaf] = _value(flag, text, section.get_type(leaf), section[leaf])
     return config.lock()
-
-
-def _keys(config, prefix=""):
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _base_keys():
-    from configs.base import base
-
-    return _keys(base())
 
 
 def _refuse_key(flag, key, keys):
@@ -207,13 +198,6 @@ def _value(flag, text, kind, current):
     return int(whole)
 
 
-# What a file that a user wrote can raise.
-FILE_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
-    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
-)
-
-
 def _preset(spec):
     """The ConfigDict that FILE's get_config makes of PRESET, unlocked."""
     path, _, name = spec.partition(":")
@@ -223,15 +207,11 @@ def _preset(spec):
         hint = did_you_mean(path, [file.relative_to(ROOT).as_posix() for file in files])
         raise UserError(f"--config={spec}: there is no file {path!r}.{hint}")
     require(file.suffix == ".py", f"--config={spec}: {path} is not a Python file, FILE.py.")
-    module_spec = importlib.util.spec_from_file_location("config_file", file)
-    assert module_spec and module_spec.loader, file
-    module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        has_presets = hasattr(module, "get_config")
-        require(has_presets, "it has no function get_config, so it is not a preset file.")
-        config = module.get_config(name) if name else module.get_config()
-    except FILE_ERRORS as error:
+        get_config = runpy.run_path(str(file)).get("get_config")
+        require(get_config, "it has no function get_config, so it is not a preset file.")
+        config = get_config(name) if name else get_config()
+    except Exception as error:  # whatever a file that a user wrote can raise
         raise UserError(f"--config={spec}: {_blame(error, file)}") from error
     require(
         isinstance(config, ConfigDict),
@@ -254,20 +234,12 @@ def _blame(error, file):
 def describe(config):
     """A resolved Config as text: a paragraph for each section."""
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    paragraphs = []
+    lines, whole = [], {"break_long_words": False, "break_on_hyphens": False}
     for section, values in dataclasses.asdict(config).items():
-        words = [f"{key}={value if value != '' else repr('')}" for key, value in values.items()]
-        paragraphs.append(
-            textwrap.fill(
-                " ".join(words),
-                width,
-                initial_indent=f"{section:12}",
-                subsequent_indent=" " * 12,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        )
-    return "\n".join(paragraphs)
+        words = (f"{key}={value if value != '' else repr('')}" for key, value in values.items())
+        text = f"{section:12}{' '.join(words)}"
+        lines += textwrap.wrap(text, width, subsequent_indent=" " * 12, **whole)
+    return "\n".join(lines)
 
 
 def main(command):

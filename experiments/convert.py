@@ -26,17 +26,13 @@ COPIED = (
 CLOSE = 1e-4  # of the largest logit, or of 1
 
 flags = cli.Parser(__doc__, config="none")
-flags.add_argument(
-    "--source", required=True, metavar="FOLDER", help="a run's workdir, or a model's folder"
-)
-flags.add_argument("--target", required=True, metavar="FOLDER", help="the folder to make")
-flags.add_argument("--step", type=int, metavar="N", help="a run's checkpoint; the newest without")
-flags.add_argument("--family", metavar="NAME", help="as what; without, the first that fits")
-flags.add_argument(
-    "--dtype",
-    choices=("float32", "bfloat16", "float16"),
-    help="of the parameters; without, what they are",
-)
+add = flags.add_argument
+add("--source", required=True, metavar="FOLDER", help="a run's workdir, or a model's folder")
+add("--target", required=True, metavar="FOLDER", help="the folder to make")
+add("--step", type=int, metavar="N", help="a run's checkpoint; the newest without")
+add("--family", metavar="NAME", help="as what; without, the first that fits")
+dtypes = "float32", "bfloat16", "float16"
+add("--dtype", choices=dtypes, help="of the parameters; without, what they are")
 
 
 def convert(argv):

@@ -6,14 +6,12 @@ The text is the documentation and source of the running Python's standard librar
 runs/demo or the first free name after it, stays: sample from it, or train it further.
 """
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import tokenize
 from pathlib import Path
 
 from experiments import cli
@@ -21,8 +19,7 @@ from lm.errors import RunError, require
 
 CONFIG = "configs/demo.py"
 PROMPTS = ("def main(", "import ", "class ", "The ")
-SAMPLES, SAMPLE_TOKENS = 8, 240  # of each prompt; tokens of each sample
-TEMPERATURE = 0.8
+SAMPLE_TOKENS = 240
 
 flags = cli.Parser(__doc__, config="none")
 flags.add_argument("--steps", default="0", metavar="N", help="train for N steps, 0: as the preset")
@@ -111,60 +108,32 @@ def compare_losses(workdir, killed):
 
 
 def compare_models(workdir):
-    """Print bits per byte and samples of the model, beside a unigram and a bigram model."""
-    import numpy as np
-
+    """Print the model's bits per byte, beside a unigram's and a bigram's, and samples."""
     import lm
-    from lm.config import Config, build
+    from experiments.inspect import read_config
     from lm.data.store import open_data
-    from lm.evaluate.ngram import Bigram, Unigram, bits_per_byte, sample
+    from lm.evaluate.ngram import Bigram, Unigram, bits_per_byte
 
-    saved = json.loads((workdir / "config.json").read_text())
-    saved.pop("data_key")
     model = lm.load(workdir)
-    data = open_data(build(Config, saved).data, tokenizer=model.tokenizer)
+    data = open_data(read_config(workdir)[0].data, tokenizer=model.tokenizer)
     size, validation = model.tokenizer.size, data.validation
-    unigram, bigram = (kind(data.train.tokens, size) for kind in (Unigram, Bigram))
     evaluated = [row for row in lines(workdir / "metrics.jsonl") if "eval/bits_per_byte" in row]
     bits = {
-        "unigram": bits_per_byte(unigram, validation.tokens, validation.num_bytes),
-        "bigram": bits_per_byte(bigram, validation.tokens, validation.num_bytes),
-        "this model": evaluated[-1]["eval/bits_per_byte"],
+        kind.__name__.lower(): bits_per_byte(
+            kind(data.train.tokens, size), validation.tokens, validation.num_bytes
+        )
+        for kind in (Unigram, Bigram)
     }
+    bits["this model"] = evaluated[-1]["eval/bits_per_byte"]
     documents = f"{validation.num_documents} files ({validation.num_bytes:,} bytes)"
     print(f"Bits per byte of {documents} that it was not trained on, less is better:")
     for name, value in bits.items():
         print(f"  {name:12} {value:6.3f}  {'#' * round(12 * value)}")
     if bits["this model"] >= bits["bigram"]:
         raise RunError("the model is no better than a bigram model.")
-    settings = {"num_samples": SAMPLES, "temperature": TEMPERATURE}
-    samples = lm.generate(model, list(PROMPTS), SAMPLE_TOKENS, **settings)
-    pairs = list(zip(PROMPTS, samples, strict=True))
-    texts = [prompt + one.text for prompt, many in pairs for one in many]
-    random = np.random.default_rng(0)
-    plain = []
-    for prompt in PROMPTS * SAMPLES:
-        last = model.tokenizer.encode(prompt)[-1]
-        tokens = sample(bigram, last, SAMPLE_TOKENS, random, TEMPERATURE)
-        plain.append(prompt + model.tokenizer.decode(tokens))
-    for prompt, many in pairs:
-        print("\n  | " + (prompt + many[0].text).strip().replace("\n", "\n  | "))
-    print("\nLines that Python's tokenize accepts, of all whole lines sampled:")
-    print(f"  this model   {accepted(texts):6.1%}\n  bigram       {accepted(plain):6.1%}")
-
-
-def accepted(texts):
-    """The share of whole, non-empty lines that are made of Python's tokens, brackets closed."""
-    verdicts = [is_python(line) for text in texts for line in text.split("\n")[:-1] if line.strip()]
-    return sum(verdicts) / max(1, len(verdicts))
-
-
-def is_python(line):
-    try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(line.strip() + "\n").readline))
-    except (tokenize.TokenError, SyntaxError):
-        return False
-    return all(token.type != tokenize.ERRORTOKEN for token in tokens)
+    samples = lm.generate(model, PROMPTS, SAMPLE_TOKENS, temperature=0.8)
+    for prompt, [sample] in zip(PROMPTS, samples, strict=True):
+        print("\n  | " + (prompt + sample.text).strip().replace("\n", "\n  | "))
 
 
 if __name__ == "__main__":

@@ -11,26 +11,20 @@ import dataclasses
 import json
 import math
 import sys
-import types
 
 from experiments import cli
-from lm.axes import axis_sizes
+from lm.axes import axis_sizes, check_sizes
 from lm.config import Config, DataConfig, build, resolve
 from lm.errors import UserError, require
 from lm.paths import as_path
 
 flags = cli.Parser(__doc__, config="optional")
-flags.add_argument("--workdir", metavar="FOLDER", help="a run, instead of --config")
-flags.add_argument(
-    "--devices", type=int, metavar="N", help="suppose N devices; without, as few as the mesh takes"
-)
-flags.add_argument(
-    "--sharding", action="store_true", help="where every tensor lies and why, and a picture of it"
-)
-flags.add_argument(
-    "--picture", default="sharding.png", metavar="FILE", help="where --sharding draws it"
-)
-flags.add_argument("--json", action="store_true", help="print JSON")
+add = flags.add_argument
+add("--workdir", metavar="FOLDER", help="a run, instead of --config")
+add("--devices", type=int, metavar="N", help="suppose N devices; without, the fewest for the mesh")
+add("--sharding", action="store_true", help="where every tensor lies and why, and a picture of it")
+add("--picture", default="sharding.png", metavar="FILE", help="where --sharding draws it")
+add("--json", action="store_true", help="print JSON")
 
 
 def inspect(argv):
@@ -48,7 +42,7 @@ def inspect(argv):
         run = {}
     else:
         workdir = as_path(arguments.workdir, "--workdir")
-        config, assumed = read_config(workdir), []
+        (config, _), assumed = read_config(workdir), []
         run = {"checkpoints": checkpoint_steps(workdir)}
     if arguments.sharding:
         explain_sharding(config, arguments)
@@ -61,8 +55,7 @@ def explain_sharding(config, arguments):
     """Print where every tensor lies, and draw it."""
     from lm.plan.sharding import draw, placements, text
 
-    sizes = axis_sizes(dataclasses.asdict(config.mesh), arguments.devices, supposed=True)
-    check(config, sizes)
+    sizes = sizes_of(config, arguments.devices)
     rows = placements(config, sizes)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
@@ -72,13 +65,11 @@ def explain_sharding(config, arguments):
     print(f"picture: {arguments.picture}", file=sys.stderr)
 
 
-def check(config, sizes):
-    """Raise UserError unless a mesh of these sizes, {axis: size}, divides the model."""
-    if math.prod(sizes.values()) > 1:
-        from lm.mesh import check_mesh
-
-        mesh, parts = types.SimpleNamespace(shape=sizes), config.train.accumulation_steps
-        check_mesh(mesh, config.model, config.data.batch_size, parts)
+def sizes_of(config, devices):
+    """{axis: size} of a mesh of so many devices, None: the fewest. Raises UserError."""
+    sizes = axis_sizes(dataclasses.asdict(config.mesh), devices, supposed=True)
+    check_sizes(sizes, config.model, config.data.batch_size, config.train.accumulation_steps)
+    return sizes
 
 
 def resolve_alone(keys):
@@ -109,15 +100,19 @@ def vocabulary(data):
 
 
 def read_config(workdir):
-    """The Config that a run has saved."""
+    """(Config, key of its text) that a run has saved."""
     path = workdir / "config.json"
-    require(path.is_file(), f"--workdir={workdir} holds no run: there is no {path}.")
+    missing = f"there is no {path}, and a folder with no config.json holds no run"
+    require(path.is_file(), f"{missing}; put it back, or give another --workdir.")
     try:
         keys = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it from a copy.") from None
-    sections = [field.name for field in dataclasses.fields(Config)]
-    return build(Config, {name: keys[name] for name in sections if name in keys})
+        data_key = keys.pop("data_key", None)
+        return build(Config, keys), data_key
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the configuration of a run of this version ({error}); "
+            "mend it, or give another --workdir."
+        ) from error
 
 
 def checkpoint_steps(workdir):
@@ -134,9 +129,8 @@ def costs(config, devices=None):
     from lm import flops
 
     model, data, steps = config.model, config.data, config.train.num_steps
-    mesh = axis_sizes(dataclasses.asdict(config.mesh), devices, supposed=True)
+    mesh = sizes_of(config, devices)
     fsdp, tensor = mesh["fsdp"], mesh["tensor"]
-    check(config, mesh)
     rows = data.batch_size // config.train.accumulation_steps // (mesh["data"] * fsdp)
     tokens_per_step = data.batch_size * data.sequence_length
     columns = min(config.objective.logits_chunk or model.vocab_size, model.vocab_size)

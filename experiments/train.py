@@ -19,23 +19,22 @@ import zlib
 from contextlib import closing, contextmanager, nullcontext
 
 from experiments import cli
+from experiments.inspect import read_config
 from lm.cluster.memory import keep_freed_memory
 from lm.cluster.processes import together
-from lm.config import Config, build, differences, resolve
+from lm.config import differences, resolve
 from lm.errors import RunError, UserError, require
 from lm.paths import as_path, is_url, write
 
 flags = cli.Parser(__doc__)
-flags.add_argument(
-    "--workdir", required=True, metavar="FOLDER", help="where the run is kept, new or to resume"
-)
-flags.add_argument(
-    "--coordinator", metavar="HOST:PORT", help="of many processes, where process 0 is"
-)
-flags.add_argument("--num_processes", metavar="N", help="how many there are")
-flags.add_argument("--process_id", metavar="I", help="which of them this is, from 0")
+add = flags.add_argument
+add("--workdir", required=True, metavar="FOLDER", help="where the run is kept, new or to resume")
+add("--coordinator", metavar="HOST:PORT", help="of many processes, where process 0 is")
+add("--num_processes", metavar="N", help="how many there are")
+add("--process_id", metavar="I", help="which of them this is, from 0")
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+LOGGED = ("loss", "grad_norm", "lr", "skipped_steps")
 
 
 def train(argv):
@@ -67,11 +66,11 @@ def open_run(workdir, keys):
     from lm.data.store import open_data
     from lm.data.tokenizer import load
 
-    saved = read_config(workdir)
+    saved = read_run(workdir)
     without_text = resolve(keys, tokenizer_size=1)
     data = open_data(without_text.data, tokenizer=load(workdir) if saved else None)
     config = resolve(keys, data.tokenizer.size)
-    changed = differences(saved, content(data, config)) if saved else {}
+    changed = differences(saved, content(config, data.key)) if saved else {}
     text = changed.pop("data_key", None) and "the text and tokenizer.json it was trained with"
     told = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items()]
     undo = " ".join(f"--config.{key}={old}" for key, (old, _) in changed.items())
@@ -85,35 +84,25 @@ def open_run(workdir, keys):
     return data, config
 
 
-def content(data, config):
+def content(config, data_key):
     """What config.json holds."""
-    return {**dataclasses.asdict(config), "data_key": data.key}
+    return {**dataclasses.asdict(config), "data_key": data_key}
 
 
-def read_config(workdir):
-    """The content of config.json, checked; None of a run that has yet to log or save a step.
+def read_run(workdir):
+    """What config.json holds; None of a run that has yet to log or save a step.
 
     Raises UserError too if metrics.jsonl is damaged, of which no curve could be drawn at the end.
     """
     from lm.track.metrics import logged, read_metrics
 
-    path, metrics = workdir / "config.json", workdir / "metrics.jsonl"
+    metrics = workdir / "metrics.jsonl"
     if not logged(metrics) and not any((workdir / "checkpoints").glob("*")):
         return None
-    require(
-        path.exists(), f"{workdir} holds a run but no {path.name}; put it back, or give another."
-    )
-    try:
-        saved = json.loads(path.read_text())
-        build(Config, {key: value for key, value in saved.items() if key != "data_key"})
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not the configuration of a run of this version ({error}); "
-            "mend it, or give another --workdir."
-        ) from error
+    config, data_key = read_config(workdir)
     if logged(metrics):
         read_metrics(metrics)
-    return saved
+    return content(config, data_key)
 
 
 def run(workdir, data, config, mesh, processes):
@@ -165,7 +154,7 @@ def run(workdir, data, config, mesh, processes):
     ):
         hosts = None
         if processes.count > 1:
-            check_together(workdir, content(data, config), processes.index)
+            check_together(workdir, content(config, data.key), processes.index)
             hosts = train_step = signals = Hosts(train_step, mesh, signals, processes)
         restored = checkpoints.restore(template)
         state = restored[1] if restored else initial_state(model, config, mesh)
@@ -278,14 +267,13 @@ def write_start(workdir, data, config, hosts):
     from lm.track.environment import write_environment
 
     data.tokenizer.save(workdir)
-    write(workdir / "config.json", json.dumps(content(data, config), indent=2) + "\n")
+    write(workdir / "config.json", json.dumps(content(config, data.key), indent=2) + "\n")
     write_environment(workdir, hosts)
 
 
 def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
-    """log(step, values): to metrics.jsonl and to the screen, a step's device metrics renamed.
-
-    Without a writer nowhere; hosts: as of lm.cluster.hosts, where there are several processes.
+    """log(step, values): to metrics.jsonl and the screen, a step's metrics renamed; nowhere without
+    a writer. hosts: as of lm.cluster.hosts, where there are several processes.
     """
     from lm.chips import peak_flops
     from lm.cluster.hosts import peak_gib
@@ -293,43 +281,36 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
     from lm.track.experts import DeadExperts
     from lm.track.throughput import Throughput
 
+    if writer is None:
+        return lambda step, values: None
     length = config.data.sequence_length
     peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.compute_dtype)
     target_length = examples.target_length if examples else 0
     flops = training_flops_per_token(config.model, length, target_length=target_length)
-    throughput = Throughput(
-        first,
-        config.data.batch_size * length,
-        flops * config.objective.passes,
-        peak and peak * mesh.size,
-    )
+    flops, peak = flops * config.objective.passes, peak and peak * mesh.size
+    throughput = Throughput(first, config.data.batch_size * length, flops, peak)
     dead_experts = DeadExperts()
 
     def log(step, values):
-        if writer is None:
-            return
         if "loss" in values:
-            high, low = values["fingerprint"]
+            told, of_hosts = [], {}
             if "expert_counts" in values:
-                warning = dead_experts(step, values["expert_counts"])
-                if warning:
-                    print(warning, file=sys.stderr, flush=True)
+                told.append(dead_experts(step, values["expert_counts"]))
+            if hosts is not None:
+                of_hosts, slow = hosts.metrics()
+                told.append(slow and f"step {step}: {slow}")
+            for line in filter(None, told):
+                print(line, file=sys.stderr, flush=True)
+            high, low = values["fingerprint"]
             values = {
-                "train/loss": values["loss"],
-                "train/grad_norm": values["grad_norm"],
-                "train/lr": values["lr"],
-                "train/skipped_steps": values["skipped_steps"],
+                **{f"train/{name}": values[name] for name in LOGGED},
                 "data/fingerprint": f"{high:08x}{low:08x}",
                 **{name: x for name, x in values.items() if name.startswith("experts/")},
                 **{f"train/{name}": x for name, x in values.items() if name.endswith("_loss")},
                 **throughput(step),
                 "hosts/peak_gib": peak_gib(),
+                **of_hosts,
             }
-            if hosts is not None:
-                of_hosts, slow = hosts.metrics()
-                values |= of_hosts
-                if slow:
-                    print(f"step {step}: {slow}", file=sys.stderr, flush=True)
         writer.write(step, values)
         progress(step, values)
 
@@ -377,14 +358,13 @@ def taken_back(checkpoints, template, config, left_out, writer, say, spike):
 
 def timed(checkpoints, writer):
     """checkpoints.save, which with a writer logs how long the run waited, and how long it took."""
+    if writer is None:
+        return checkpoints.save
 
     def save(step, *saved):
-        if writer is not None:
-            writer.flush()  # what came before a checkpoint is not logged again
+        writer.flush()  # what came before a checkpoint is not logged again
         began = time.perf_counter()
         checkpoints.save(step, *saved)
-        if writer is None:
-            return
         writer.write(step - 1, {"save/blocked_seconds": time.perf_counter() - began})
         while checkpoints.seconds:  # of the save before this one, or of this one if it was awaited
             done, seconds = checkpoints.seconds.popitem()

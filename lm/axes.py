@@ -1,5 +1,6 @@
 """The axes of a device mesh and their sizes: arithmetic, without jax, so that a plan needs none."""
 
+import functools
 import math
 
 from lm.errors import UserError, require
@@ -83,3 +84,65 @@ def _mismatch(sizes, fixed, count, supposed, where):
         f"{_written(sizes)} needs {several}{fixed} devices{where}, {found}; make one of them -1 "
         f"and let the others divide that, as {flags}."
     )
+
+
+def check_sizes(sizes, model, batch_size, accumulation_steps=1):
+    """Raise UserError, which names what fits, unless a mesh of these sizes, {axis: size},
+    divides the model and the batch.
+
+    model: a TransformerConfig. batch_size: 0 of no batch.
+    """
+    misfit = functools.partial(_misfit, model, batch_size, accumulation_steps)
+    told = misfit(sizes)
+    if told is None:
+        return
+    count = math.prod(sizes.values())
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    meshes = (
+        {"data": count // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
+        for fsdp in divisors
+        for tensor in divisors
+        if count // fsdp % tensor == 0
+    )
+
+    def distance(other):
+        return sum(abs(math.log(other[axis] / sizes[axis])) for axis in ("fsdp", "tensor"))
+
+    if fitting := [other for other in meshes if misfit(other) is None]:
+        nearest = min(fitting, key=distance)
+        flags = f"--config.mesh.fsdp={nearest['fsdp']} --config.mesh.tensor={nearest['tensor']}"
+        told += f", or --config.mesh.data=-1 {flags}"
+    raise UserError(f"{told}.")
+
+
+def _misfit(model, batch_size, accumulation_steps, sizes):
+    """What a mesh of these sizes, {axis: size}, does not divide, and what it would; or None."""
+    shards, tensor = sizes["data"] * sizes["fsdp"], sizes["tensor"]
+    part = batch_size // accumulation_steps
+    if part % shards:
+        nearest = max(1, round(part / shards)) * shards * accumulation_steps
+        return (
+            f"data.batch_size={batch_size} in train.accumulation_steps={accumulation_steps} parts "
+            f"does not divide over the {shards} data shards of mesh {dict(sizes)}; "
+            f"the nearest that does is {nearest}"
+        )
+    divided = {"d_model": "fsdp", "num_heads": "tensor", "vocab_size": "tensor"}
+    if not all(layer.experts for layer in model.layers()):
+        divided["d_ff"] = "tensor"
+    if model.num_experts:
+        divided |= {"expert_d_ff": "tensor", "shared_expert_d_ff": "tensor"}
+    for key, axis in divided.items():
+        size, count = getattr(model, key), sizes[axis]
+        # Heads divide the width, if nothing else is said.
+        step = math.lcm(count, model.num_heads) if key == "d_model" else count
+        if size % count:
+            return (
+                f"mesh.{axis}={count} does not divide model.{key}={size}; the next that it "
+                f"divides is --config.model.{key}={-(-size // step) * step}"
+            )
+    if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
+        return (
+            f"mesh.tensor={tensor} neither divides model.num_kv_heads={model.num_kv_heads} nor is "
+            f"a multiple of it; as many as model.num_heads={model.num_heads} would do"
+        )
+    return None

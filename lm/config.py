@@ -371,22 +371,32 @@ def resolve(keys, tokenizer_size=None):
     keys = _typed(Config, keys, "")
     model, data, optim, train = (keys[name] for name in ("model", "data", "optim", "train"))
 
-    def derive(section, key, value):
-        if section[key] is None:
-            section[key] = value()
+    def derive(section, **values):
+        section.update({key: value for key, value in values.items() if section[key] is None})
 
-    derive(model, "vocab_size", lambda: tokenizer_size)
-    derive(model, "num_kv_heads", lambda: model["num_heads"])
-    derive(model, "head_width", lambda: _head_width(model))
-    derive(model, "d_ff", lambda: 4 * model["d_model"])
-    derive(model, "max_positions", lambda: _max_positions(model, data))
-    derive(model, "num_encoder_layers", lambda: _num_encoder_layers(model))
-    derive(model, "rope_width", lambda: model["head_width"])
-    derive(model, "value_width", lambda: model["head_width"])
-    derive(model, "expert_d_ff", lambda: model["d_ff"])
-    derive(model, "attention_scale", lambda: max(1, model["head_width"]) ** -0.5)
-    derive(model, "rope_attention_factor", lambda: _attention_factor(model))
-    derive(optim, "decay_steps", lambda: train["num_steps"])
+    yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
+    derive(
+        model,
+        vocab_size=tokenizer_size,
+        num_kv_heads=model["num_heads"],
+        head_width=_head_width(model),
+        d_ff=4 * model["d_model"],
+        max_positions=model["position_offset"]
+        + max(data["sequence_length"], data["target_length"]),
+        num_encoder_layers=model["num_layers"] if model["stack"] == "encoder_decoder" else 0,
+        # On cosines and sines (arXiv:2309.00071, equation 22), if it is not on the scores.
+        rope_attention_factor=0.1 * math.log(model["rope_factor"]) + 1
+        if yarn and not model["rope_mscale"]
+        else 1.0,
+    )
+    derive(
+        model,
+        rope_width=model["head_width"],
+        value_width=model["head_width"],
+        expert_d_ff=model["d_ff"],
+        attention_scale=max(1, model["head_width"]) ** -0.5,
+    )
+    derive(optim, decay_steps=train["num_steps"])
     config = _made(Config, keys, "")
     require(
         tokenizer_size is None or config.model.vocab_size >= tokenizer_size,
@@ -396,25 +406,10 @@ def resolve(keys, tokenizer_size=None):
     return config
 
 
-def _max_positions(model, data):
-    return model["position_offset"] + max(data["sequence_length"], data["target_length"])
-
-
-def _num_encoder_layers(model):
-    return model["num_layers"] if model["stack"] == "encoder_decoder" else 0
-
-
-def _attention_factor(model):
-    """arXiv:2309.00071, equation 22: on cosines and sines, if it is not on the scores."""
-    yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
-    on_both = yarn and not model["rope_mscale"]
-    return 0.1 * math.log(model["rope_factor"]) + 1 if on_both else 1.0
-
-
 def _head_width(model):
     width, heads = model["d_model"], model["num_heads"]
-    if width < 1 or heads < 1:
-        return 1  # TransformerConfig refuses the two
+    if model["head_width"] is not None or width < 1 or heads < 1:
+        return 1  # not used, or TransformerConfig refuses the two
     require(
         width % heads == 0,
         f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width that it "

@@ -8,7 +8,6 @@ here does nothing.
 import collections
 import contextlib
 import dataclasses
-import functools
 import math
 
 import jax
@@ -18,8 +17,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.axes import AXES, divided_sizes
-from lm.errors import UserError
+from lm.axes import AXES, check_sizes, divided_sizes
 
 BATCH = ("data", "fsdp")
 
@@ -115,69 +113,8 @@ def slices_of(devices, sizes):
 def mesh_of(config, devices=None):
     """The mesh of an lm.config.Config. Raises UserError if it does not fit."""
     mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    check_mesh(mesh, config.model, config.data.batch_size, config.train.accumulation_steps)
+    check_sizes(mesh.shape, config.model, config.data.batch_size, config.train.accumulation_steps)
     return mesh
-
-
-def check_mesh(mesh, model, batch_size, accumulation_steps=1):
-    """Raise UserError, which names what fits, unless the mesh divides the model and the batch.
-
-    model: a TransformerConfig. batch_size: 0 of no batch.
-    """
-    misfit = functools.partial(_misfit, model, batch_size, accumulation_steps)
-    told = misfit(mesh.shape)
-    if told is None:
-        return
-    count = math.prod(mesh.shape.values())
-    divisors = [n for n in range(1, count + 1) if count % n == 0]
-    meshes = (
-        {"data": count // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
-        for fsdp in divisors
-        for tensor in divisors
-        if count // fsdp % tensor == 0
-    )
-
-    def distance(sizes):
-        return sum(abs(math.log(sizes[axis] / mesh.shape[axis])) for axis in ("fsdp", "tensor"))
-
-    if fitting := [sizes for sizes in meshes if misfit(sizes) is None]:
-        nearest = min(fitting, key=distance)
-        flags = f"--config.mesh.fsdp={nearest['fsdp']} --config.mesh.tensor={nearest['tensor']}"
-        told += f", or --config.mesh.data=-1 {flags}"
-    raise UserError(f"{told}.")
-
-
-def _misfit(model, batch_size, accumulation_steps, sizes):
-    """What a mesh of these sizes, {axis: size}, does not divide, and what it would; or None."""
-    shards, tensor = sizes["data"] * sizes["fsdp"], sizes["tensor"]
-    part = batch_size // accumulation_steps
-    if part % shards:
-        nearest = max(1, round(part / shards)) * shards * accumulation_steps
-        return (
-            f"data.batch_size={batch_size} in train.accumulation_steps={accumulation_steps} parts "
-            f"does not divide over the {shards} data shards of mesh {dict(sizes)}; "
-            f"the nearest that does is {nearest}"
-        )
-    divided = {"d_model": "fsdp", "num_heads": "tensor", "vocab_size": "tensor"}
-    if not all(layer.experts for layer in model.layers()):
-        divided["d_ff"] = "tensor"
-    if model.num_experts:
-        divided |= {"expert_d_ff": "tensor", "shared_expert_d_ff": "tensor"}
-    for key, axis in divided.items():
-        size, count = getattr(model, key), sizes[axis]
-        # Heads divide the width, if nothing else is said.
-        step = math.lcm(count, model.num_heads) if key == "d_model" else count
-        if size % count:
-            return (
-                f"mesh.{axis}={count} does not divide model.{key}={size}; the next that it "
-                f"divides is --config.model.{key}={-(-size // step) * step}"
-            )
-    if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
-        return (
-            f"mesh.tensor={tensor} neither divides model.num_kv_heads={model.num_kv_heads} nor is "
-            f"a multiple of it; as many as model.num_heads={model.num_heads} would do"
-        )
-    return None
 
 
 def parameter_spec(dims, shape, mesh):

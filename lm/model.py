@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lm.axes import check_sizes
 from lm.config import build
 from lm.data import tokenizer as tokenizers
 from lm.errors import UserError, did_you_mean, require, require_path
-from lm.mesh import AXES, BATCH, check_mesh, make_mesh, sharding, use_mesh
+from lm.mesh import AXES, BATCH, make_mesh, sharding, use_mesh
 from lm.nn.config import TransformerConfig
 from lm.nn.params import abstract_parameters, bind
 from lm.nn.transformer import Transformer
@@ -182,7 +183,7 @@ def skeleton(config, mesh=None):
     Nothing is allocated. Raises UserError if the mesh does not divide the model.
     """
     if mesh is not None:
-        check_mesh(mesh, config, batch_size=0)
+        check_sizes(mesh.shape, config, batch_size=0)
     module = Transformer(config)
     return module, abstract_parameters(module, mesh)
 

@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from configs.base import base
+from lm.axes import check_sizes
 from lm.config import resolve
 from lm.errors import UserError
 from lm.mesh import (
     AXES,
-    check_mesh,
     gathered,
     local,
     make_mesh,
@@ -104,10 +104,10 @@ def test_there_is_one_slice_only():
 )
 def test_the_nearest_mesh_that_fits_is_proposed(sizes, keys, proposed):
     with pytest.raises(UserError) as caught:
-        check_mesh(make_mesh(**sizes, devices=EIGHT), model_of(**keys), 8)
+        check_sizes(make_mesh(**sizes, devices=EIGHT).shape, model_of(**keys), 8)
     found = remedied(str(caught.value), {}, {})[0]
     assert found == {"data": -1, **proposed}
-    check_mesh(make_mesh(**found, devices=EIGHT), model_of(**keys), 8)
+    check_sizes(make_mesh(**found, devices=EIGHT).shape, model_of(**keys), 8)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_an_impossible_size_is_refused(sizes, says):
 def test_the_batch_that_is_proposed_fits(size, parts):
     mesh, model = make_mesh(4, 2, 1, devices=EIGHT), model_of()
     with pytest.raises(UserError, match=f"batch_size={size}") as caught:
-        check_mesh(mesh, model, size, parts)
+        check_sizes(mesh.shape, model, size, parts)
     nearest = int(re.search(r"nearest that does is (\d+)", str(caught.value))[1])
     assert nearest % parts == 0
-    check_mesh(mesh, model, nearest, parts)
+    check_sizes(mesh.shape, model, nearest, parts)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_the_batch_that_is_proposed_fits(size, parts):
 )
 def test_a_model_that_the_mesh_does_not_divide_is_refused_and_the_remedy_fits(sizes, keys, says):
     with pytest.raises(UserError, match=re.escape(says)) as caught:
-        check_mesh(make_mesh(**sizes, devices=EIGHT), model_of(**keys), 8)
+        check_sizes(make_mesh(**sizes, devices=EIGHT).shape, model_of(**keys), 8)
     sizes, keys = remedied(str(caught.value), sizes, keys)
-    check_mesh(make_mesh(**sizes, devices=EIGHT), model_of(**keys), 8)
+    check_sizes(make_mesh(**sizes, devices=EIGHT).shape, model_of(**keys), 8)
 
 
 def test_few_key_heads_are_copied():
     mesh = make_mesh(1, 1, 4, devices=EIGHT[:4])
-    check_mesh(mesh, model_of(num_kv_heads=2), 8)
+    check_sizes(mesh.shape, model_of(num_kv_heads=2), 8)
     spec = parameter_spec(("model", "kv_heads", "width"), (16, 2, 4), mesh)
     assert tuple(spec) == ("fsdp", None, None)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from lm.mesh import check_mesh, make_mesh, sharding, use_mesh
+from lm.mesh import mesh_of, sharding, use_mesh
 from lm.nn import attention
 from lm.nn.params import abstract_parameters
 from lm.nn.transformer import Transformer
@@ -485,10 +485,8 @@ class Outcome:
 def run(config, batch):
     """The Outcome of the first train step of the matrix's parameters on the config's mesh."""
     model = Transformer(config.model)
-    sizes = dataclasses.asdict(config.mesh)
-    mesh = make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
-    parts = config.train.accumulation_steps
-    check_mesh(mesh, config.model, config.data.batch_size, parts)
+    sizes, parts = dataclasses.asdict(config.mesh), config.train.accumulation_steps
+    mesh = mesh_of(config, jax.devices()[: math.prod(sizes.values())])
     params = parameters(config)
     with recorded_gradients(), use_mesh(mesh):
         places = abstract_state(model, config, mesh)
