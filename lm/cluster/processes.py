@@ -72,7 +72,10 @@ class Processes:
 
         # It waits for SIGTERM, as lm.cluster.signals does, and would take it from there.
         jax.config.update("jax_enable_preemption_service", False)
-        keep_stdout()
+        # Python alone writes to stdout: gloo, in C++, tells there whom it is connected with.
+        sys.stdout.flush()
+        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         port = self._run(_tunnel(address)) if self.index else address[1]
         jax.distributed.initialize(
             *(f"127.0.0.1:{port}", self.count, self.index, local_devices),
@@ -224,8 +227,7 @@ class Processes:
     def _tell(self, error):
         if not isinstance(error, UserError | RunError | KeyboardInterrupt):
             time.sleep(GRACE)
-        kinds = {UserError: 2, KeyboardInterrupt: 130}
-        status = next((kinds[kind] for kind in kinds if isinstance(error, kind)), 1)
+        status = {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
         text = " ".join(str(error).split()) or type(error).__name__
         line = f"process {self.index} ({self.hosts[self.index]}) ended: {text}"
         self._leaving = True
@@ -248,13 +250,6 @@ class Processes:
             writer.start()
             writer.join(GRACE)
         _leave(RESTART)
-
-
-def keep_stdout():
-    """Have Python alone write to stdout: gloo, in C++, tells there whom it is connected with."""
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _leave(status):
@@ -320,8 +315,13 @@ def together(coordinator, num_processes, process_id, timeout):
     if coordinator is None:
         coordinator, count, index, local_devices = _from_environment(timeout)
     else:
-        count = _whole("--num_processes", num_processes, 1)
-        index = _whole("--process_id", process_id, 0)
+        for flag, text, least in (
+            ("num_processes", num_processes, 1),
+            ("process_id", process_id, 0),
+        ):
+            valid = text.isdecimal() and int(text) >= least
+            require(valid, f"--{flag}={text} must be a whole number, {least} or more.")
+        count, index = int(num_processes), int(process_id)
         rule = f"--process_id={index} must be less than --num_processes={count}; they count from 0."
         require(index < count, rule)
     if count == 1:
@@ -337,12 +337,6 @@ def together(coordinator, num_processes, process_id, timeout):
         processes.start_jax(address, local_devices)
         yield processes
         processes.close()
-
-
-def _whole(flag, text, least):
-    valid = text.isdecimal() and int(text) >= least
-    require(valid, f"{flag}={text} must be a whole number, {least} or more.")
-    return int(text)
 
 
 def _from_environment(timeout):

@@ -3,23 +3,17 @@
 import contextlib
 import signal
 import threading
-
-
-class Interruptions:
-    """requested: the name of the first signal that came ("SIGTERM", "SIGINT"), or None."""
-
-    def __init__(self):
-        self.requested = None
+import types
 
 
 @contextlib.contextmanager
 def interruptions():
-    """An Interruptions that SIGTERM and SIGINT set, for as long as the context lasts.
+    """What has `requested`: the name of the first signal that came ("SIGTERM", "SIGINT"), or None.
 
     A second SIGINT is somebody who will not wait: it raises KeyboardInterrupt at once. Python lets
     only the main thread handle signals; in another one nothing is ever requested.
     """
-    seen = Interruptions()
+    seen = types.SimpleNamespace(requested=None)
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
