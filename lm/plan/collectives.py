@@ -7,18 +7,13 @@ import math
 import re
 
 KINDS = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
 )
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+# Its name, shape and operation, and what follows; no shape, or tuple of them, holds " word(".
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-OPERATION = re.compile(r"([a-z][a-z0-9\-]*)\(")
 CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)")
 
 
@@ -44,27 +39,9 @@ def _computations(text):
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
         elif found := INSTRUCTION.match(line):
-            shape, operation, rest = _parts(found[2])
-            current.append((found[1], shape, operation, rest))
+            current.append(found.groups())
     assert entry is not None
     return computations, entry
-
-
-def _parts(text):
-    """(shape, operation, what follows) of the right-hand side of an instruction."""
-    found = OPERATION.search(text, _tuple_end(text))
-    assert found, text
-    return text[: found.start()], found[1], text[found.end() :]
-
-
-def _tuple_end(text):
-    """Where a tuple of shapes, which may hold others, ends; 0 if the text begins with none."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if not depth:
-            return place
-    raise ValueError(text)
 
 
 def _count(name, times, computations, found):
