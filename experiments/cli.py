@@ -208,8 +208,10 @@ def _preset(spec):
         raise UserError(f"--config={spec}: there is no file {path!r}.{hint}")
     require(file.suffix == ".py", f"--config={spec}: {path} is not a Python file, FILE.py.")
     try:
-        get_config = runpy.run_path(str(file)).get("get_config")
-        require(get_config, "it has no function get_config, so it is not a preset file.")
+        names = runpy.run_path(str(file))
+        told = "it has no function get_config, so it is not a preset file."
+        require("get_config" in names, told)
+        get_config = names["get_config"]
         config = get_config(name) if name else get_config()
     except Exception as error:  # whatever a file that a user wrote can raise
         raise UserError(f"--config={spec}: {_blame(error, file)}") from error
@@ -234,11 +236,12 @@ def _blame(error, file):
 def describe(config):
     """A resolved Config as text: a paragraph for each section."""
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    lines, whole = [], {"break_long_words": False, "break_on_hyphens": False}
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 12, break_on_hyphens=False)
+    wrapper.break_long_words = False
+    lines = []
     for section, values in dataclasses.asdict(config).items():
         words = (f"{key}={value if value != '' else repr('')}" for key, value in values.items())
-        text = f"{section:12}{' '.join(words)}"
-        lines += textwrap.wrap(text, width, subsequent_indent=" " * 12, **whole)
+        lines += wrapper.wrap(f"{section:12}{' '.join(words)}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ They have no defaults: the default of every key stands in configs/base.py alone.
 import dataclasses
 import math
 import typing
+from typing import Annotated
 
 from lm.errors import (
     SET,
@@ -39,7 +40,6 @@ FAMILIES = {
 }
 NOISES = ("infilling", "permutation", "deletion", "rotation", "masking")
 SPECIAL_TOKENS = ("end", "mask", "sentinels")
-POOLINGS = ("first", "mean", "pooler")
 ENDLESS = ("constant", "inverse_sqrt")  # schedules that know no optim.decay_steps
 
 
@@ -60,47 +60,54 @@ def of_family(family):
     return [name for name, its in KINDS.items() if its == family]
 
 
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    kind: str
-    mask_rate: float
-    mask_token_share: float
-    random_token_share: float
-    static_masks: int
-    whole_words: bool
-    next_sentence: bool
-    noise_rate: float
-    mean_span: float
-    noise: str
-    pooling: str
-    temperature: float
-    detection_loss: float
-    logits_chunk: int
-    label_smoothing: float
-    z_loss: float
-    router_aux_loss: float
-    router_sequence_loss: float
-    router_z_loss: float
-    mtp_loss: float
+class Section:
+    """A section of keys. An annotation is a range of lm.errors.RANGES, or a tuple of options."""
 
     def __post_init__(self):
+        name = type(self).__name__.removesuffix("Config").lower()
+        for key, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            for rule in getattr(hint, "__metadata__", ()):
+                if isinstance(rule, str):
+                    require_ranges(name, self, {rule: key})
+                else:
+                    require_in(f"{name}.{key}", getattr(self, key), rule)
+        require_all(self.rules())
+
+    def rules(self):
+        """{what a user is told: whether it holds}, beyond single keys."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(Section):
+    kind: str
+    mask_rate: Annotated[float, "in (0, 1)"]
+    mask_token_share: Annotated[float, "0 or more"]
+    random_token_share: Annotated[float, "0 or more"]
+    static_masks: Annotated[int, "0 or more"]
+    whole_words: bool
+    next_sentence: bool
+    noise_rate: Annotated[float, "in (0, 1)"]
+    mean_span: Annotated[float, "1 or more"]
+    noise: str
+    pooling: Annotated[str, ("first", "mean", "pooler")]
+    temperature: Annotated[float, "more than 0"]
+    detection_loss: Annotated[float, "0 or more"]
+    logits_chunk: Annotated[int, "0 (off) or more"]
+    label_smoothing: Annotated[float, "in [0, 1)"]
+    z_loss: Annotated[float, "0 (off) or more"]
+    router_aux_loss: Annotated[float, "0 (off) or more"]
+    router_sequence_loss: Annotated[float, "0 (off) or more"]
+    router_z_loss: Annotated[float, "0 (off) or more"]
+    mtp_loss: Annotated[float, "0 (off) or more"]
+
+    def rules(self):
         for name in self.kinds():
             require_in("a name in objective.kind", name, KINDS)
         for name in self.noises():
             require_in("a name in objective.noise", name, NOISES)
-        require_in("objective.pooling", self.pooling, POOLINGS)
-        ranges = {
-            "in (0, 1)": "mask_rate noise_rate",
-            "in [0, 1)": "label_smoothing",
-            "1 or more": "mean_span",
-            "more than 0": "temperature",
-            "0 or more": "static_masks detection_loss mask_token_share random_token_share",
-            "0 (off) or more": "logits_chunk z_loss router_aux_loss router_sequence_loss "
-            "router_z_loss mtp_loss",
-        }
-        require_ranges("objective", self, ranges)
         mixed = "; ".join(", ".join(of_family(family)) for family in FAMILIES)
-        rules = {
+        return {
             f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix those "
             f"of one line: {mixed}.": len({KINDS[name] for name in self.kinds()}) == 1,
             f"objective.mask_token_share={self.mask_token_share} and random_token_share="
@@ -108,7 +115,6 @@ class ObjectiveConfig:
                 self.mask_token_share + self.random_token_share <= 1
             ),
         }
-        require_all(rules)
 
     def kinds(self):
         """{name: its part of the mixture}, as it stands in `kind`; alone it is 1."""
@@ -142,7 +148,7 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     path: str
     weights: str
     validation_path: str
@@ -150,29 +156,26 @@ class DataConfig:
     text_key: str
     tokenizer: str
     tokenizer_size: int
-    special_tokens: str
-    batch_size: int
-    sequence_length: int
-    target_length: int
-    order: str
+    special_tokens: Annotated[str, ("", *SPECIAL_TOKENS)]
+    batch_size: Annotated[int, "1 or more"]
+    sequence_length: Annotated[int, "1 or more"]
+    target_length: Annotated[int, "0 (what is needed) or more"]
+    order: Annotated[str, ("shuffled", "contiguous")]
     separate_documents: bool
-    prefetch: int
+    prefetch: Annotated[int, "1 or more"]
     cache: str
 
-    def __post_init__(self):
-        require_in("data.order", self.order, ("shuffled", "contiguous"))
-        require_in("data.special_tokens", self.special_tokens, ("", *SPECIAL_TOKENS))
-        require_ranges("data", self, {"1 or more": "batch_size sequence_length prefetch"})
-        require_ranges("data", self, {"0 (what is needed) or more": "target_length"})
-        require(
-            0 < self.validation_fraction < 1 or self.validation_path,
+    def rules(self):
+        return {
             f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, "
-            "or data.validation_path must name what to evaluate on.",
-        )
+            "or data.validation_path must name what to evaluate on.": (
+                0 < self.validation_fraction < 1 or self.validation_path
+            )
+        }
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Section):
     data: int
     fsdp: int
     tensor: int
@@ -182,104 +185,79 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    peak_lr: float
-    warmup_steps: int
-    schedule: str
+class OptimConfig(Section):
+    peak_lr: Annotated[float, "0 or more"]
+    warmup_steps: Annotated[int, "0 or more"]
+    schedule: Annotated[str, ("constant", "cosine", "linear", "inverse_sqrt", "wsd")]
     decay_steps: int
-    final_lr_fraction: float
-    cooldown_fraction: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    decay: str
+    final_lr_fraction: Annotated[float, "0 or more"]
+    cooldown_fraction: Annotated[float, "in (0, 1]"]
+    beta1: Annotated[float, "in [0, 1)"]
+    beta2: Annotated[float, "in [0, 1)"]
+    eps: Annotated[float, "0 or more"]
+    weight_decay: Annotated[float, "0 or more"]
+    decay: Annotated[str, ("matrices", "kernels", "all")]
     shard_moments: bool
     offload_moments: bool
-    clip_norm: float
-    router_bias_step: float
+    clip_norm: Annotated[float, "0 or more"]
+    router_bias_step: Annotated[float, "0 or more"]
 
-    def __post_init__(self):
-        schedules = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
-        require_in("optim.schedule", self.schedule, schedules)
-        require_in("optim.decay", self.decay, ("matrices", "kernels", "all"))
-        ranges = {
-            "0 or more": "peak_lr warmup_steps final_lr_fraction eps weight_decay clip_norm "
-            "router_bias_step",
-            "in [0, 1)": "beta1 beta2",
-            "in (0, 1]": "cooldown_fraction",
-        }
-        require_ranges("optim", self, ranges)
-        require(
-            self.schedule in ENDLESS or self.warmup_steps < self.decay_steps,
+    def rules(self):
+        return {
             f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
-            f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger.",
-        )
+            f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger.": (
+                self.schedule in ENDLESS or self.warmup_steps < self.decay_steps
+            )
+        }
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    num_steps: int
-    seed: int
-    accumulation_steps: int
-    max_skipped_steps: int
-    spike_threshold: float
-    spike_window: int
-    spike_skip: int
+class TrainConfig(Section):
+    num_steps: Annotated[int, "1 or more"]
+    seed: Annotated[int, "in [0, 2**31)"]
+    accumulation_steps: Annotated[int, "1 or more"]
+    max_skipped_steps: Annotated[int, "1 or more"]
+    spike_threshold: Annotated[float, "0 (never) or more"]
+    spike_window: Annotated[int, "from 2 to 128"]
+    spike_skip: Annotated[int, "1 or more"]
     deterministic: bool
 
-    def __post_init__(self):
-        counts = "num_steps accumulation_steps max_skipped_steps spike_skip"
-        ranges = {"1 or more": counts, "in [0, 2**31)": "seed", "from 2 to 128": "spike_window"}
-        require_ranges("train", self, {**ranges, "0 (never) or more": "spike_threshold"})
-
 
 @dataclasses.dataclass(frozen=True)
-class MetricsConfig:
-    every_steps: int
+class MetricsConfig(Section):
+    every_steps: Annotated[int, "1 or more"]
     profile_start: int
     profile_stop: int
     tensorboard: bool
     wandb_project: str
 
-    def __post_init__(self):
-        require_ranges("metrics", self, {"1 or more": "every_steps"})
-        require(
-            0 <= self.profile_start <= self.profile_stop,
+    def rules(self):
+        return {
             f"metrics.profile_start={self.profile_start} must be 0 or more and not after "
-            f"metrics.profile_stop={self.profile_stop}.",
-        )
+            f"metrics.profile_stop={self.profile_stop}.": (
+                0 <= self.profile_start <= self.profile_stop
+            )
+        }
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    every_steps: int
-
-    def __post_init__(self):
-        require_ranges("evaluate", self, {"0 (never) or more": "every_steps"})
+class EvaluateConfig(Section):
+    every_steps: Annotated[int, "0 (never) or more"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    every_steps: int
-    keep_last: int
-    keep_best: int
-    keep_every_steps: int
-    host_gb: float
-
-    def __post_init__(self):
-        counts = "every_steps keep_best keep_every_steps host_gb"
-        require_ranges("checkpoint", self, {"0 or more": counts, "1 or more": "keep_last"})
+class CheckpointConfig(Section):
+    every_steps: Annotated[int, "0 or more"]
+    keep_last: Annotated[int, "1 or more"]
+    keep_best: Annotated[int, "0 or more"]
+    keep_every_steps: Annotated[int, "0 or more"]
+    host_gb: Annotated[float, "0 or more"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterConfig:
-    timeout_seconds: int
-    watchdog_seconds: int
-
-    def __post_init__(self):
-        ranges = {"1 or more": "timeout_seconds", "0 (never) or more": "watchdog_seconds"}
-        require_ranges("cluster", self, ranges)
+class ClusterConfig(Section):
+    timeout_seconds: Annotated[int, "1 or more"]
+    watchdog_seconds: Annotated[int, "0 (never) or more"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._process.stdin and self._process.stdout
+        self._questions, self._answers = self._process.stdin, self._process.stdout
         if hasattr(os, "sched_setaffinity"):  # Linux; before it makes threads, which inherit it
             cores = sorted(os.sched_getaffinity(0))[:THREADS]
             os.sched_setaffinity(self._process.pid, cores)
@@ -88,11 +90,11 @@ class Worker:
 
     def steps(self, number):
         """(wall, CPU) seconds per step."""
-        print(number, file=self._process.stdin, flush=True)
+        print(number, file=self._questions, flush=True)
         return [seconds / number for seconds in self._read()]
 
     def _read(self):
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
         return json.loads(line)
@@ -101,7 +103,7 @@ class Worker:
         return self
 
     def __exit__(self, *_):
-        self._process.stdin.close()
+        self._questions.close()
         self._process.wait()
 
 
