@@ -15,27 +15,21 @@ import time
 from pathlib import Path
 
 from experiments import cli
-from lm.errors import RunError, require
+from lm.errors import RunError
 
 CONFIG = "configs/demo.py"
 PROMPTS = ("def main(", "import ", "class ", "The ")
 SAMPLE_TOKENS = 240
 
 flags = cli.Parser(__doc__, config="none")
-flags.add_argument("--steps", default="0", metavar="N", help="train for N steps, 0: as the preset")
 
 
 def demo(argv):
-    arguments = flags.parse(argv)
-    require(arguments.steps.isdecimal(), f"--steps={arguments.steps}: it must be a whole number.")
+    flags.parse(argv)
     keys = cli.load_config(CONFIG, {})
-    num_steps = int(arguments.steps) or keys.train.num_steps
-    least = 4 * keys.checkpoint.every_steps
-    told = f"--steps={num_steps} is too few to be killed in; {least} is enough."
-    require(num_steps >= least, told)
-    workdir = free_workdir()
-    command = [*(sys.executable, "-m", "experiments.train", f"--config={CONFIG}")]
-    command += [f"--workdir={workdir}", f"--config.train.num_steps={num_steps}"]
+    num_steps, workdir = keys.train.num_steps, free_workdir()
+    command = [sys.executable, "-m", "experiments.train", f"--config={CONFIG}"]
+    command.append(f"--workdir={workdir}")
     # Between two checkpoints, so that the resumed run has steps to do again.
     killed_at = num_steps // 2 + keys.checkpoint.every_steps // 2
     say(f"1. Train {num_steps} steps, and kill the process (SIGKILL) after step {killed_at}")
