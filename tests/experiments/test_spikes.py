@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lm.train.state
+from experiments import running
 from lm.checkpoint import read
 from lm.data.loader import Batches
 from lm.track.metrics import read_metrics
@@ -43,7 +44,7 @@ def told(monkeypatch):
                 state, variables={**state.variables, "skipped_batches": placed}
             )
 
-        monkeypatch.setattr(lm.train.state, "initial_state", state_with)
+        monkeypatch.setattr(running, "initial_state", state_with)
 
     return told
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.train import alone
+from experiments.running import alone
 from lm.checkpoint import read
 from lm.config import Config, build
 from lm.data.tokenizer import load
