@@ -5,7 +5,7 @@ Attention and feed-forward read one norm, a layer norm without bias. Rotated pai
 
 import dataclasses
 
-from lm.hub.keys import Key, Rope, without
+from lm.hub.keys import Rope, keys, without
 from lm.hub.llama import ATTENTION_BIAS, TENSORS, like_llama, sizes
 
 
@@ -22,9 +22,8 @@ COHERE = like_llama(
     "CohereForCausalLM",
     (
         *without(SIZES, "rms_norm_eps"),
-        Key("layer_norm_eps", "norm_eps", 1e-5),
-        Key("logit_scale", "logit_scale", 0.0625),
-        *(Rope(500_000.0), ATTENTION_BIAS),
+        *keys(layer_norm_eps=1e-5, logit_scale=0.0625),
+        *(Rope(500_000.0), *ATTENTION_BIAS),
     ),
     {"norm": "layer_norm", "parallel_block": True},
     required={"use_qk_norm": False},

@@ -105,7 +105,8 @@ class Family:
     parameters, which are read where a folder has them.
     copies: tensors that may repeat others, {name: name of the other}.
     renamed: {what the names of old files hold: what they hold now}.
-    written: what transformers asks for and lm does not, {key of config.json: function of a config}.
+    written: what transformers asks for and lm does not, {key of config.json: the value, or a
+    function of a config}.
     prefix: what begins the names of tensors in some folders and not in others, as it does not where
     a model has no head.
     ignored: tensors that are no parameters, a regular expression for names with the prefix.
@@ -123,7 +124,7 @@ class Family:
     fused: tuple[Tensor, ...] = ()
     copies: dict[str, str] = dataclasses.field(default_factory=dict)
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
-    written: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefix: str = "model."
     ignored: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
@@ -186,7 +187,8 @@ def write_keys(family, config):
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
-    return content | {name: value(config) for name, value in family.written.items()}
+    more = family.written.items()
+    return content | {name: x(config) if callable(x) else x for name, x in more}
 
 
 def obstacles(family, config):

@@ -19,7 +19,7 @@ def gemma_sizes(*defaults):
 GEMMA = like_llama(
     "gemma",
     "GemmaForCausalLM",
-    (*gemma_sizes(256000, 8192, 3072, 28, 16, 16, 24576), ACTIVATION, Rope(), ATTENTION_BIAS),
+    (*gemma_sizes(256000, 8192, 3072, 28, 16, 16, 24576), ACTIVATION, Rope(), *ATTENTION_BIAS),
     ALWAYS,
     required={"use_bidirectional_attention": None},
 )
@@ -27,7 +27,7 @@ GEMMA = like_llama(
 GEMMA2_KEYS = (
     *gemma_sizes(256000, 8192, 2304, 26, 8, 4, 9216),
     Key("hidden_activation", "activation", "gelu_tanh", TANH),
-    ATTENTION_BIAS,
+    *ATTENTION_BIAS,
     Key(
         "query_pre_attn_scalar",
         "attention_scale",

@@ -9,22 +9,14 @@ from typing import Any
 
 from lm.errors import require
 from lm.hub.family import HEADS_DIVIDE, Family
-from lm.hub.keys import ACTIVATIONS, Key, altered, checked, pattern_of
+from lm.hub.keys import ACTIVATIONS, Key, altered, checked, keys, pattern_of
 from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain, under
 
 LAYER = "transformer.h.{layer}."
 SIZES = (
-    Key("vocab_size", "vocab_size", 50257),
-    Key("n_positions", "max_positions", 1024),
-    Key("n_embd", "d_model", 768),
-    Key("n_layer", "num_layers", 12),
-    Key("n_head", "num_heads", 12),
-    Key("layer_norm_epsilon", "norm_eps", 1e-5),
-    Key("initializer_range", "initializer_std", 0.02),
-    Key("embd_pdrop", "embedding_dropout", 0.1),
-    Key("attn_pdrop", "attention_dropout", 0.1),
-    Key("resid_pdrop", "residual_dropout", 0.1),
-    Key("tie_word_embeddings", "tied_embedding", True),
+    *keys(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12),
+    *keys(layer_norm_epsilon=1e-5, initializer_range=0.02, tie_word_embeddings=True),
+    *keys(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1),
 )
 ALWAYS = {"position": "learned", "norm": "layer_norm", "norm_bias": True}
 ALWAYS |= dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), True)
@@ -57,16 +49,17 @@ PRE_NORMS = (
     *norm(LAYER + "ln_2", "layers/feedforward_norm"),
 )
 
+
+def four_times(model):
+    return 4 * model["d_model"]
+
+
 GPT2 = Family(
     model_type="gpt2",
     architectures={"GPT2LMHeadModel": {}},
-    keys=(
-        *SIZES,
-        Key("n_inner", "d_ff", lambda model: 4 * model["d_model"]),
-        Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
-    ),
+    keys=(*SIZES, *keys(n_inner=four_times, activation_function="gelu_tanh")),
     always={**ALWAYS, "scaled_residual_init": True},
-    required={"scale_attn_weights": True, "add_cross_attention": False}
+    required={"add_cross_attention": False, "scale_attn_weights": True}
     | {"scale_attn_by_inverse_layer_idx": False},
     limits=HEADS_DIVIDE,
     tensors=(*TABLES, *PRE_NORMS, *FUSED_ATTENTION, *BIASES, HEAD),
@@ -128,19 +121,10 @@ GPT_NEO = dataclasses.replace(
     model_type="gpt_neo",
     architectures={"GPTNeoForCausalLM": {}},
     keys=(
-        Key("vocab_size", "vocab_size", 50257),
-        Key("max_position_embeddings", "max_positions", 2048),
-        Key("hidden_size", "d_model", 2048),
-        Key("num_layers", "num_layers", 24),
-        Key("num_heads", "num_heads", 16),
-        Key("intermediate_size", "d_ff", lambda model: 4 * model["d_model"]),
-        Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
-        Key("layer_norm_epsilon", "norm_eps", 1e-5),
-        Key("initializer_range", "initializer_std", 0.02),
-        Key("embed_dropout", "embedding_dropout", 0.0),
-        Key("attention_dropout", "attention_dropout", 0.0),
-        Key("resid_dropout", "residual_dropout", 0.0),
-        Key("tie_word_embeddings", "tied_embedding", True),
+        *keys(vocab_size=50257, max_position_embeddings=2048, hidden_size=2048, num_layers=24),
+        *keys(num_heads=16, intermediate_size=four_times, activation_function="gelu_tanh"),
+        *keys(layer_norm_epsilon=1e-5, initializer_range=0.02, tie_word_embeddings=True),
+        *keys(embed_dropout=0.0, attention_dropout=0.0, resid_dropout=0.0),
         Alternation(),
     ),
     always={**ALWAYS, "qkv_bias": False, "attention_scale": 1.0},

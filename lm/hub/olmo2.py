@@ -9,7 +9,7 @@ SIZES = sizes(50304, 2048, 4096, 32, 32, None, 11008, rms_norm_eps=1e-5)
 OLMO2 = like_llama(
     "olmo2",
     "Olmo2ForCausalLM",
-    (*SIZES, Rope(), ATTENTION_BIAS),
+    (*SIZES, Rope(), *ATTENTION_BIAS),
     {"norm_placement": "output", "query_key_norm": "full"},
     tensors=(
         *NORMED,
