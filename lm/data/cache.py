@@ -76,7 +76,15 @@ def published(folder, build):
             try:
                 info = build(temporary)
                 _seal(temporary, info)
-                _publish(temporary, folder)
+                if folder.exists() and not _read(folder):
+                    damaged = temporary.with_name(f"{temporary.name}.damaged")
+                    folder.rename(damaged)
+                    shutil.rmtree(damaged)
+                temporary.rename(folder)
+            except OSError as error:
+                # Without locks another process may have been faster; its folder is the same.
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not _read(folder):
+                    raise
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             return info
@@ -97,19 +105,6 @@ def _shared(url, empty, build):
     for path in sorted(empty.iterdir(), key=lambda path: path.name == META):
         files.put_file(os.fspath(path), f"{root}/{path.name}")
     return info
-
-
-def _publish(temporary, folder):
-    if folder.exists() and not _read(folder):
-        damaged = temporary.with_name(f"{temporary.name}.damaged")
-        os.rename(folder, damaged)
-        shutil.rmtree(damaged)
-    try:
-        os.rename(temporary, folder)
-    except OSError as error:
-        # Where there are no locks another process may have been faster; its folder is the same.
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
 
 
 def _read(folder):

@@ -34,10 +34,8 @@ class Windows:
         self.length = examples.raw_length if examples else config.sequence_length
         self.contiguous = config.order == "contiguous"
         self.separate = config.separate_documents
-        require(
-            not self.contiguous or len(self.stores) == 1,
-            "data.order='contiguous' is for one source; set data.order='shuffled'.",
-        )
+        told = "data.order='contiguous' is for one source; set data.order='shuffled'."
+        require(not self.contiguous or len(self.stores) == 1, told)
 
     def count(self, num_windows_of):
         """Sets how many windows each source has, and all before it."""
@@ -62,9 +60,8 @@ class Windows:
         batch, source_B = {}, np.searchsorted(self.firsts, window_B, "right") - 1
         for source in np.unique(source_B):
             rows, first = source_B == source, self.firsts[source]
-            store = self.stores[source]
-            causal = self._causal(store, window_B[rows] - first, lane_B[rows] - first)
-            for name, array in causal.items():
+            ours = self.stores[source], window_B[rows] - first, lane_B[rows] - first
+            for name, array in self._causal(*ours).items():
                 batch.setdefault(name, np.empty((len(rows), self.length), array.dtype))
                 batch[name][rows] = array
         return batch
