@@ -35,10 +35,8 @@ SENTINELS = 100  # T5's
 # and those that end it.
 BERT = (("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), ())
 ROBERTA = (("<s>", "<pad>", "</s>", "<unk>"), ("<mask>",))
-T5 = (
-    ("<pad>", "</s>", "<unk>"),
-    (*MODES, *(f"<extra_id_{i}>" for i in reversed(range(SENTINELS)))),
-)
+BLANKS = tuple(f"<extra_id_{i}>" for i in reversed(range(SENTINELS)))
+T5 = (("<pad>", "</s>", "<unk>"), (*MODES, *BLANKS))
 SPECIAL_TOKENS = {
     "bpe": {"end": ((END_OF_TEXT,), ()), "mask": ROBERTA, "sentinels": T5},
     "wordpiece": {"mask": BERT, "sentinels": T5},
@@ -82,7 +80,11 @@ class Tokenizer:
         self.size = max(library.get_vocab().values()) + 1  # some vocabularies have gaps
         wordpiece = ["[SEP]"] if self.kind == "wordpiece" else []
         self.end_of_text = self._first([*END_OF_TEXT_NAMES, *wordpiece])
-        self.special = self._roles()
+        special = {role: self._first(names) for role, names in ROLES.items()}
+        numbered = (self.added.get(f"<extra_id_{i}>") for i in itertools.count())
+        special["sentinels"] = [*itertools.takewhile(lambda token: token is not None, numbered)]
+        special["modes"] = {name: self.added[name] for name in MODES if name in self.added}
+        self.special = {role: x for role, x in special.items() if x not in (None, [], {})}
         # Of plain characters: the library passes by those that it does not know.
         plain = not (library.pre_tokenizer or library.normalizer) and self.kind == "bpe"
         plain = plain and not library.model.unk_token and {*map(len, self.pieces())} == {1}
@@ -91,14 +93,6 @@ class Tokenizer:
     def _first(self, names):
         """The token of the first of these names that a special token has, or None."""
         return next((self.added[name] for name in names if name in self.added), None)
-
-    def _roles(self):
-        found = {role: self._first(names) for role, names in ROLES.items()}
-        special = {role: token for role, token in found.items() if token is not None}
-        numbered = (self.added.get(f"<extra_id_{i}>") for i in itertools.count())
-        sentinels = list(itertools.takewhile(lambda token: token is not None, numbered))
-        modes = {name: self.added[name] for name in MODES if name in self.added}
-        return special | {k: v for k, v in (("sentinels", sentinels), ("modes", modes)) if v}
 
     def encode(self, text, special=False):
         """int32 tokens of a text; the name of a special token in it is ordinary text.
@@ -117,11 +111,9 @@ class Tokenizer:
         for text, encoding in zip(texts, found, strict=True):
             if self.characters and len(encoding) < len(text):
                 unknown = next(letter for letter in text if letter not in self.characters)
-                raise UserError(
-                    f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the "
-                    f"{self.size} of the tokenizer; leave it out, or train with "
-                    "data.tokenizer=bytes."
-                )
+                told = f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the "
+                remedy = "leave it out, or train with data.tokenizer=bytes."
+                raise UserError(f"{told}{self.size} of the tokenizer; {remedy}")
         return [np.array(encoding.ids, np.int32) for encoding in found]
 
     def decode(self, tokens):
@@ -164,8 +156,7 @@ class Tokenizer:
 
 def of_bytes():
     """The Tokenizer of the bytes of UTF-8, and 256 for end of text."""
-    # The library writes a byte as its character, or, where that is none to print, as one from 256
-    # on.
+    # The library writes a byte as its character or, where that is not printed, as one from 256 on.
     known = {*pre_tokenizers.ByteLevel.alphabet()}
     vocabulary = {chr(byte): byte for byte in range(256) if chr(byte) in known}
     others = (byte for byte in range(256) if chr(byte) not in known)
@@ -188,13 +179,14 @@ def load(path):
     """The Tokenizer of a tokenizer.json, or of the folder that holds it."""
     path = as_path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    told = f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
-    require(path.is_file(), told)
+    require(
+        path.is_file(), f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
+    )
     try:
         return Tokenizer(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        reason = f"{path} is not a tokenizer.json that we can read ({error})"
-        raise UserError(f"{reason}; copy or save it again.") from error
+        told = f"{path} is not a tokenizer.json that we can read ({error}); copy or save it again."
+        raise UserError(told) from error
 
 
 def find(name):
@@ -306,12 +298,8 @@ def _train_unigram(texts, size, special):
     library.decoder = decoders.Sequence(steps)
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
     unknown = next(name for name in special if name in ROLES["unknown"])
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size - len(spelled),
-        special_tokens=special,
-        unk_token=unknown,
-        show_progress=False,
-    )
+    names = {"special_tokens": special, "unk_token": unknown}
+    trainer = trainers.UnigramTrainer(vocab_size=size - len(spelled), show_progress=False, **names)
     library.train_from_iterator(texts, trainer)
     # The last digits of scores, and so their order, differ from run to run; so do the scores of
     # letters that are no pieces by themselves, which the trainer sets 0.0001 apart at the lowest.
@@ -320,9 +308,8 @@ def _train_unigram(texts, size, special):
     lowest = min((score for _, score in found), default=0)
     near = lowest + 1e-3 + 1e-4 * sum(len(piece) == 1 for piece, _ in found)
     scores = {p: lowest if len(p) == 1 and score < near else score for p, score in found}
-    found = [(piece, round(score, 3)) for piece, score in scores.items()]
-    found = sorted(found, key=lambda x: (-x[1], x[0]))
-    found = found[: size - len(special) - len(spelled)]
+    found = sorted((-round(score, 3), piece) for piece, score in scores.items())
+    found = [(piece, -score) for score, piece in found[: size - len(special) - len(spelled)]]
     vocabulary = [*((name, 0.0) for name in (*special, *spelled)), *found]
     library.model = models.Unigram(vocabulary, special.index(unknown), byte_fallback=True)
     return library
