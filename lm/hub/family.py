@@ -8,6 +8,7 @@ holds which parameters (lm/hub/tensors.py). Nothing here knows a family by its n
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import field
 from typing import Any
 
 from lm.config import build, flatten
@@ -16,14 +17,7 @@ from lm.hub.tensors import Tensor
 from lm.nn.config import TransformerConfig
 
 # What a model of the hub is unless its table says otherwise: values, or functions of other keys.
-STANDARD = {
-    "stack": "decoder",
-    "norm_placement": "pre",
-    "head": "linear",
-    "head_bias": "none",
-    "final_norm": True,
-    "query_key_norm": "none",
-    "attention_pattern": "full",
+STANDARD: dict[str, Any] = {
     **dict.fromkeys(("embedding_scale", "logit_scale"), 1.0),
     **dict.fromkeys(("logit_cap", "attention_cap", "expert_capacity_factor"), 0.0),
     **dict.fromkeys(("num_encoder_layers", "start_token", "position_offset", "token_types"), 0),
@@ -34,7 +28,6 @@ STANDARD = {
     **dict.fromkeys(("parallel_block", "gated", "prefix_attention", "global_attention"), False),
     **dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), False),
     "attention_sinks": False,
-    "attention_backend": "plain",  # another may be another function
     "d_ff": lambda model: 4 * model["d_model"],
     "num_kv_heads": lambda model: model["num_heads"],
     "head_width": lambda model: model["d_model"] // model["num_heads"],
@@ -42,50 +35,33 @@ STANDARD = {
     "rope_width": lambda model: model["head_width"],
     "value_width": lambda model: model["head_width"],
 }
+STANDARD |= {"stack": "decoder", "norm_placement": "pre", "head": "linear", "head_bias": "none"}
+STANDARD |= {"final_norm": True, "query_key_norm": "none", "attention_pattern": "full"}
+STANDARD |= {"attention_backend": "plain"}  # another may be another function
 # Keys of what only some models have, as they are in the others.
 BUCKETS = {"position_buckets": 32, "position_max_distance": 128}
-ROPE = {
-    "rope_theta": 10_000.0,
-    "rope_theta_local": 0.0,
-    "rope_scaling": "none",
-    "rope_factor": 1.0,
-    "rope_original_positions": 0,
-    "rope_low_frequency": 1.0,
-    "rope_high_frequency": 4.0,
-    "rope_beta_fast": 32.0,
-    "rope_beta_slow": 1.0,
-    "rope_truncate": True,
-    "rope_attention_factor": 1.0,
-    "rope_mscale": 0.0,
-}
-EXPERTS = {
-    "expert_d_ff": lambda model: model["d_ff"],
-    "router_score": "softmax",
-    "router_group_score": "max",
-    "router_scale": 1.0,
+ROPE: dict[str, Any] = {"rope_theta": 10_000.0, "rope_theta_local": 0.0, "rope_scaling": "none"}
+ROPE |= {"rope_factor": 1.0, "rope_original_positions": 0, "rope_low_frequency": 1.0}
+ROPE |= {"rope_high_frequency": 4.0, "rope_beta_fast": 32.0, "rope_beta_slow": 1.0}
+ROPE |= {"rope_truncate": True, "rope_attention_factor": 1.0, "rope_mscale": 0.0}
+EXPERTS: dict[str, Any] = {
     **dict.fromkeys(("experts_per_token", "experts_every"), 1),
     **dict.fromkeys(("router_groups", "router_groups_kept"), 1),
     **dict.fromkeys(("shared_expert_d_ff", "dense_layers"), 0),
     **dict.fromkeys(("shared_expert_gate", "router_bias", "router_selection_bias"), False),
-    "router_renormalise": False,
 }
+EXPERTS |= {"router_score": "softmax", "router_group_score": "max", "router_scale": 1.0}
+EXPERTS |= {"expert_d_ff": lambda model: model["d_ff"], "router_renormalise": False}
 # Keys on which no logit of a trained model depends: an export may lose them.
-FREE = {
-    "initializer": "normal",
-    "initializer_std": 0.02,
-    "scaled_residual_init": False,
+FREE: dict[str, Any] = {
     **dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0),
     **dict.fromkeys(("activation_dropout", "final_dropout", "router_jitter"), 0.0),
-    "scan_layers": True,
-    "remat": "none",
-    "offload": "",
 }
+FREE |= {"initializer": "normal", "initializer_std": 0.02, "scaled_residual_init": False}
+FREE |= {"scan_layers": True, "remat": "none", "offload": ""}
 # What transformers asks of families without a width of heads.
-HEADS_DIVIDE = {
-    "num_heads={num_heads} must divide d_model={d_model}": lambda config: (
-        config.d_model % config.num_heads == 0
-    ),
-}
+DIVIDE = "num_heads={num_heads} must divide d_model={d_model}"
+HEADS_DIVIDE = {DIVIDE: lambda config: config.d_model % config.num_heads == 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +93,12 @@ class Family:
     keys: tuple[Any, ...]
     always: dict[str, Any]
     tensors: tuple[Tensor, ...]
-    required: dict[str, Any] = dataclasses.field(default_factory=dict)
-    limits: Mapping[str, Callable[[TransformerConfig], bool]] = dataclasses.field(
-        default_factory=dict
-    )
+    required: dict[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Callable[[TransformerConfig], bool]] = field(default_factory=dict)
     fused: tuple[Tensor, ...] = ()
-    copies: dict[str, str] = dataclasses.field(default_factory=dict)
-    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
-    written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = "model."
     ignored: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
@@ -146,7 +120,7 @@ def read_keys(family, content):
     flat = flatten(content)
     method = flat.get("quantization_config.quant_method")
     require(
-        not any(name.startswith("quantization_config") and flat[name] is not None for name in flat),
+        not any(key.startswith("quantization_config") and flat[key] is not None for key in flat),
         f"its weights are quantized (quantization_config.quant_method={method!r}), which lm does "
         "not read; load the model with transformers in bfloat16 (dequantized) and save_pretrained.",
     )
@@ -198,30 +172,22 @@ def obstacles(family, config):
         back = build(TransformerConfig, {**read_keys(family, write_keys(family, config)), **dtypes})
     except UserError as error:
         return [str(error).rstrip(".")]
-    idle = _idle(config)
-    if back.layers() == config.layers():
+    # The keys on which no logit of a model of this config depends.
+    layers, idle = config.layers(), {*FREE}
+    idle |= {*ROPE} if config.position != "rope" else set()
+    idle |= {*BUCKETS} if config.position != "buckets" else set()
+    idle |= {*EXPERTS} if not config.num_experts else set()
+    if not any(layer.local for layer in layers):
+        idle |= {"window", "rope_theta_local"}
+    if all(layer.experts for layer in layers):
+        idle.add("d_ff")
+    if back.layers() == layers:
         idle |= {"attention_pattern", "dense_layers", "experts_every"}
     return [
         f"model.{ours}={value!r} would become {getattr(back, ours)!r}"
         for ours, value in dataclasses.asdict(config).items()
         if value != getattr(back, ours) and ours not in idle
     ] + broken_limits(family, config)
-
-
-def _idle(config):
-    """The keys on which no logit of a model of this config depends."""
-    layers, idle = config.layers(), {*FREE}
-    if config.position != "rope":
-        idle |= {*ROPE}
-    if config.position != "buckets":
-        idle |= {*BUCKETS}
-    if not config.num_experts:
-        idle |= {*EXPERTS}
-    if not any(layer.local for layer in layers):
-        idle |= {"window", "rope_theta_local"}
-    if all(layer.experts for layer in layers):
-        idle.add("d_ff")
-    return idle
 
 
 def broken_limits(family, config):

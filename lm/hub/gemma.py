@@ -1,9 +1,11 @@
-"""Gemma 1 to 3, the text models (arXiv:2403.08295, 2408.00118, 2503.19786)."""
+"""Gemma 1 to 3, the text models (arXiv:2403.08295, 2408.00118, 2503.19786), and OLMo 2
+(arXiv:2501.00656), which has norms of what branches give too, and of all queries and keys.
+"""
 
 from lm.hub.family import HEADS_DIVIDE
 from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, checked, without
 from lm.hub.llama import ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, like_llama, sizes
-from lm.hub.tensors import norm
+from lm.hub.tensors import Tensor, norm
 
 ALWAYS = {"norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
 # "gelu" of the first releases means the tanh form.
@@ -85,4 +87,17 @@ GEMMA3 = like_llama(
     required={"use_bidirectional_attention": False},
     limits=HEADS_DIVIDE,
     tensors=NORMED,
+)
+
+OLMO2_SIZES = sizes(50304, 2048, 4096, 32, 32, None, 11008, rms_norm_eps=1e-5)
+OLMO2 = like_llama(
+    "olmo2",
+    "Olmo2ForCausalLM",
+    (*OLMO2_SIZES, Rope(), *ATTENTION_BIAS),
+    {"norm_placement": "output", "query_key_norm": "full"},
+    tensors=(
+        *NORMED,
+        Tensor(LAYER + "self_attn.q_norm.weight", {"layers/attention/query_norm/scale_NH": "NH"}),
+        Tensor(LAYER + "self_attn.k_norm.weight", {"layers/attention/key_norm/scale_KH": "KH"}),
+    ),
 )

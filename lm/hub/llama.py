@@ -2,10 +2,16 @@
 
 arXiv:2302.13971, 2307.09288 and 2407.21783. Its matrices are Linear's, (out, in), and heads are
 rotated in halves, as ours are. Meta's own files rotate neighbours: they are another format.
+
+And Cohere's Command R, which with one key head is PaLM (arXiv:2204.02311) but for its sizes:
+attention and feed-forward read one norm, a layer norm without bias, and rotated pairs are
+neighbours.
 """
 
+import dataclasses
+
 from lm.hub.family import HEADS_DIVIDE, STANDARD, Family
-from lm.hub.keys import Rope, altered, keys
+from lm.hub.keys import Rope, altered, keys, without
 from lm.hub.tensors import attention, linear, matrix, norm, plain
 
 LAYER = "model.layers.{layer}."
@@ -74,4 +80,26 @@ LLAMA = like_llama(
         *keys(mlp_bias=False),
     ),
     limits=HEADS_DIVIDE,
+)
+
+
+def rotated(row):
+    """The row of queries or keys with rotated pairs as neighbours."""
+    (name, layout), *_ = row.parts.items()
+    turns = name.startswith(("layers/attention/query", "layers/attention/key"))
+    return dataclasses.replace(row, parts={name: layout.replace("H", "h") if turns else layout})
+
+
+COHERE_SIZES = sizes(256000, 8192, 8192, 40, 64, None, 22528, tie_word_embeddings=True)
+COHERE = like_llama(
+    "cohere",
+    "CohereForCausalLM",
+    (
+        *without(COHERE_SIZES, "rms_norm_eps"),
+        *keys(layer_norm_eps=1e-5, logit_scale=0.0625),
+        *(Rope(500_000.0), *ATTENTION_BIAS),
+    ),
+    {"norm": "layer_norm", "parallel_block": True},
+    required={"use_qk_norm": False},
+    tensors=tuple(rotated(row) for row in TENSORS),
 )
