@@ -38,9 +38,8 @@ def import_model(folder, mesh=None, compute_dtype="float32"):
         config, reads = _check(folder, family, content, files, compute_dtype)
         module, template = skeleton(config, mesh)
         params = _read_parameters(files, reads, template)
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    tokenizer = tokenizers.load(folder) if has_tokenizer else None
-    return LanguageModel(config, module, params, tokenizer, mesh)
+    there = (folder / "tokenizer.json").is_file()
+    return LanguageModel(config, module, params, tokenizers.load(folder) if there else None, mesh)
 
 
 def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finish=None):
@@ -66,10 +65,9 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
     def fetch(name):
         return found[name].join(_fetch(params, part) for part in found[name].parts)
 
-    dtype = model.config.param_dtype
     content = tables.write_keys(chosen, model.config)
     # Both names of the dtype: `torch_dtype` is for transformers before version 5.
-    content |= {"dtype": dtype, "torch_dtype": dtype}
+    content |= dict.fromkeys(("dtype", "torch_dtype"), model.config.param_dtype)
     special = _special_tokens(model.tokenizer)
     content |= {"bos_token_id": special.get("bos"), "eos_token_id": special.get("eos")}
     if "pad" in special and not model.config.position_pad_aware:  # or positions say which it is
@@ -84,8 +82,12 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
         _verify(model, partial)
         if finish is not None:
             finish(partial)
-        if model.tokenizer is not None:
-            _say_its_class(model.tokenizer, partial / "tokenizer_config.json")
+        path = partial / "tokenizer_config.json"
+        if model.tokenizer is not None and not path.exists():
+            # Without it transformers takes the class of the family, with tokens of its own.
+            name_of = model.tokenizer.library.id_to_token
+            names = {f"{name}_token": name_of(token) for name, token in special.items()}
+            write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast", **names})
     return chosen.model_type
 
 
@@ -98,26 +100,15 @@ def _special_tokens(tokenizer):
     return {name: special[role] for name, role in theirs.items() if role in special}
 
 
-def _say_its_class(tokenizer, path):
-    """Without this file transformers takes the class of the family, with tokens of its own."""
-    if not path.exists():
-        names = {
-            f"{name}_token": tokenizer.library.id_to_token(token)
-            for name, token in _special_tokens(tokenizer).items()
-        }
-        write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast", **names})
-
-
 def _family_for(config, name):
     """The Family of that name, or the first that can express the config."""
     if name is not None:
         require_in("family", name, FAMILIES)
-    options = FAMILIES if name is None else {name: FAMILIES[name]}
     reasons = []
-    for option, family in options.items():
-        found = tables.obstacles(family, config)
+    for option in FAMILIES if name is None else (name,):
+        found = tables.obstacles(FAMILIES[option], config)
         if not found:
-            return family
+            return FAMILIES[option]
         reasons.append(f"as {option} {', '.join(found)}")
     raise UserError(f"the model cannot be exported: {'; '.join(reasons)}.")
 
@@ -172,11 +163,8 @@ def _check(folder, family, content, files, compute_dtype):
             problems.append(f"{names[name]} {there} is no tensor of this {family.model_type}")
         elif here != there:
             problems.append(f"{names[name]} is {there}, by config.json it is {here}")
-    more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-    require(
-        not problems,
-        f"the safetensors of {folder} do not fit its config.json: {'; '.join(problems[:4])}{more}.",
-    )
+    told = "; ".join(problems[:4]) + (f" and {len(problems) - 4} more" if problems[4:] else "")
+    require(not problems, f"the safetensors of {folder} do not fit its config.json: {told}.")
     return config, [(slot, names[name]) for name, slot in found.items()]
 
 
@@ -274,16 +262,14 @@ def _read_parameters(files, reads, template):
         target = targets[part.parameter]
         place = target.sharding or SingleDeviceSharding(jax.devices()[0])
         piece = piece.astype(target.dtype, copy=False)
+        piece_place = place
+        if isinstance(place, NamedSharding):
+            piece_place = NamedSharding(place.mesh, P(*place.spec[len(part.index) :]))
+        piece = jax.make_array_from_callback(piece.shape, piece_place, piece.__getitem__)
         if part.index:
-            layer_place = place
-            if isinstance(place, NamedSharding):
-                layer_place = NamedSharding(place.mesh, P(*place.spec[len(part.index) :]))
             if part.parameter not in arrays:
                 arrays[part.parameter] = jnp.zeros(target.shape, target.dtype, device=place)
-            stack = arrays[part.parameter]
-            piece = _set_piece(stack, _put(piece, layer_place), part.index)
-        else:
-            piece = _put(piece, place)
+            piece = _set_piece(arrays[part.parameter], piece, part.index)
         arrays[part.parameter] = piece.block_until_ready()
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], template)
 
@@ -294,15 +280,10 @@ def _pieces(files, reads):
         yield from slot.split(files.read(name))
 
 
-def _put(array, place):
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
-
-
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_piece(stack, piece, index):
     """The stack with a piece at `index` of its leading dims, which no mesh divides."""
-    for _ in index:
-        piece = piece[None]
+    piece = jnp.expand_dims(piece, tuple(range(len(index))))
     start = (*index, *[0] * (stack.ndim - len(index)))
     return jax.lax.dynamic_update_slice(stack, piece, start)
 
