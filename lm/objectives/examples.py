@@ -59,6 +59,20 @@ def order(n, rng):
     return np.argsort(rng.random(n), kind="stable")
 
 
+class Framed(Examples):
+    """An objective of rows of one text, or two, between what begins and what ends each."""
+
+    def __init__(self, kind, data, tokenizer, frame, least):
+        """frame: how many special tokens; least: the shortest row."""
+        self.length, self.raw_length = data.sequence_length, data.sequence_length - frame
+        self.begin, self.end = (token(role, kind, data, tokenizer) for role in ("begin", "end"))
+        self.pad = tokenizer.special.get("pad", 0)
+        told = f"data.sequence_length={self.length} is too short for objective.kind={kind!r}"
+        require(self.raw_length >= 2, f"{told}; make it {least} or more.")
+        self.special_V = np.ones(tokenizer.size, bool)
+        self.special_V[tokenizer.ordinary] = False
+
+
 class SourceTarget(Examples):
     """An objective that turns tokens into a source and a target, for two kinds of model.
 

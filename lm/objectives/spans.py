@@ -3,7 +3,7 @@
 import numpy as np
 
 from lm.errors import require
-from lm.objectives.examples import SourceTarget, token
+from lm.objectives.examples import SourceTarget, order, token
 
 # UL2's mode, mean span length (None: one span, at the end) and rate of noise of each denoiser.
 # arXiv:2205.05131, table 1; all as often as each other.
@@ -30,7 +30,7 @@ def span_counts(n, rate, mean):
 
 def partition(total, parts, rng):
     """Lengths of 1 or more, (parts,), that add up to the total; all such are equally likely."""
-    cuts = np.argsort(rng.random(total - 1), kind="stable")[: parts - 1] + 1
+    cuts = order(total - 1, rng)[: parts - 1] + 1
     return np.diff(np.sort(cuts), prepend=0, append=total)
 
 
