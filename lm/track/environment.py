@@ -28,10 +28,7 @@ def environment(hosts=None):
         "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.orig_argv,
         "platform": platform.platform(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **{x: _version(x) for x in PACKAGES}},
         "code": commit(Path(__file__).resolve().parents[2]),
         "backend": jax.default_backend(),
         "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
@@ -64,15 +61,15 @@ def commit(folder):
     if not (folder / ".git").exists():
         return None
     try:
-        head = _git(folder, "rev-parse", "HEAD")
-        return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain"))}
+        head, changes = (
+            subprocess.run(
+                ["git", "-C", str(folder), *of], check=True, capture_output=True, text=True
+            )
+            for of in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+        return {"commit": head.stdout.strip(), "dirty": bool(changes.stdout.strip())}
     except (OSError, subprocess.CalledProcessError):  # no git here, no commit yet, not our files
         return None
-
-
-def _git(folder, *arguments):
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _version(name):

@@ -51,17 +51,19 @@ class MetricsWriter:
         float32 values come back exactly; what is not finite is written as null. Raises RunError if
         the disk is full.
         """
-        values = {name: _plain(value) for name, value in values.items()}
-        line = json.dumps({"step": int(step), **values}, allow_nan=False).encode() + b"\n"
+        values = {name: x.item() if hasattr(x, "item") else x for name, x in values.items()}
+        numbers = {name: x for name, x in values.items() if not isinstance(x, str)}
+        numbers = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        line = json.dumps({"step": int(step), **values, **numbers}, allow_nan=False) + "\n"
         try:
-            written = self.file.write(line)  # one call: a reader never sees half of what we wrote
+            # One call: a reader never sees half of what we wrote.
+            written = self.file.write(line.encode())
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}.") from error
         if written != len(line):
             raise RunError(f"{self.path} cannot be written: the disk is full.")
-        numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
         for sink in self.sinks:
-            sink.write(int(step), numbers)
+            sink.write(int(step), {name: x for name, x in numbers.items() if x is not None})
 
     def close(self):
         self.file.close()
@@ -117,17 +119,15 @@ def read_metrics(path):
     Raises UserError if the file is missing or a line other than a torn last one is no JSON object.
     """
     content = logged(path)
-    there = content is not None
-    require(there, f"there is no {path}; name the metrics.jsonl of a run that logged a step.")
-    rows = {}
-    lines = content.split(b"\n")
+    told = f"there is no {path}; name the metrics.jsonl of a run that logged a step."
+    require(content is not None, told)
+    rows, lines = {}, content.split(b"\n")
     for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is None:
-            if line and number < len(lines):
-                raise UserError(f"line {number} of {path} is not a logged step; remove the line.")
-            continue
-        rows.setdefault(row["step"], {}).update(row)
+        row, last = _parse(line), number == len(lines)
+        told = f"line {number} of {path} is not a logged step; remove the line."
+        require(row or last or not line, told)
+        if row:
+            rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
 
 
@@ -146,18 +146,11 @@ def _mend(path):
     content = path.read_bytes()
     torn = content[content.rfind(b"\n") + 1 :]
     with path.open("r+b") as file:
-        if torn and _parse(torn) is not None:
+        if torn and _parse(torn):
             file.seek(0, 2)
             file.write(b"\n")
         elif torn:
             file.truncate(len(content) - len(torn))
-
-
-def _plain(value):
-    if isinstance(value, str):
-        return value
-    value = value.item() if hasattr(value, "item") else value
-    return value if math.isfinite(value) else None
 
 
 class _TensorBoard:
@@ -203,6 +196,5 @@ def _optional(package, key, extra):
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
-        ) from error
+        told = f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
+        raise UserError(told) from error
