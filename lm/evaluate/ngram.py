@@ -31,9 +31,8 @@ class Bigram:
     def __init__(self, tokens, vocab_size):
         self.unigram, self.size = Unigram(tokens, vocab_size), vocab_size
         tokens = np.asarray(tokens, np.int64)
-        self.pairs, self.counts = np.unique(
-            tokens[:-1] * vocab_size + tokens[1:], return_counts=True
-        )
+        pairs = tokens[:-1] * vocab_size + tokens[1:]
+        self.pairs, self.counts = np.unique(pairs, return_counts=True)
         first = self.pairs // vocab_size
         self.followers_V = np.bincount(first, minlength=vocab_size)
         self.total_V = np.bincount(first, self.counts, minlength=vocab_size)

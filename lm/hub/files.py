@@ -38,7 +38,7 @@ def read_json(path):
     return content
 
 
-class TensorFiles:
+class TensorFiles(contextlib.AbstractContextManager):
     """The tensors of a folder, read one at a time into memory that is theirs alone.
 
     A context manager. names: of all tensors. Raises UserError for files that are not what they
@@ -62,9 +62,6 @@ class TensorFiles:
                     self._file_of[name] = file
             self._stack = stack.pop_all()
         self.names = frozenset(self._file_of)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self._stack.close()

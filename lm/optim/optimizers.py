@@ -1,5 +1,7 @@
 """AdamW with the decay masks of the field, from optax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,16 +16,11 @@ def optimizer(config):
     config: an OptimConfig. The rate is multiplied in by the train step, by the step it is at.
     arXiv:1711.05101.
     """
-    parts = []
-    if config.clip_norm:
-        parts.append(clip(config.clip_norm))
+    parts = [clip(config.clip_norm)] if config.clip_norm else []
     parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps))
     if config.weight_decay:
-        parts.append(
-            optax.add_decayed_weights(
-                config.weight_decay, lambda params: decay_mask(params, config.decay)
-            )
-        )
+        mask = functools.partial(decay_mask, kind=config.decay)
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask))
     return optax.chain(*parts)
 
 

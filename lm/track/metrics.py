@@ -8,6 +8,7 @@ which the last is written anew every FLUSH_SECONDS and before a checkpoint: all 
 loses is what its resumption logs again.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -21,7 +22,7 @@ FLUSH_SECONDS = 10
 PART_BYTES = 1 << 18
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """Appends to workdir/metrics.jsonl, or to a bucket's parts. Of several processes, one has it.
 
     tensorboard: also event files in workdir/tensorboard. wandb_project: also a run there, which a
@@ -69,9 +70,6 @@ class MetricsWriter:
         self.file.close()
         for sink in self.sinks:
             sink.close()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *exception):
         self.close()

@@ -1,5 +1,6 @@
 """How a run goes: a bar on a terminal; elsewhere (pipes, Slurm's logs) a line per logged step."""
 
+import contextlib
 import datetime
 import sys
 import time
@@ -16,7 +17,7 @@ FORMATS = {
 BESIDE_BAR = ("train/loss", "train/tokens_per_second", "train/mfu")
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """progress(step, values) shows a logged step; values are as in metrics.jsonl.
 
     first_step: the first that this process runs. quiet: show nothing. file: None is sys.stdout.
@@ -60,9 +61,6 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *exception):
         self.close()
 
@@ -70,11 +68,7 @@ class Progress:
         from rich import progress
         from rich.console import Console
 
-        texts = (
-            "step {task.completed}/{task.total}",
-            "{task.fields[values]}",
-            "{task.fields[left]}",
-        )
+        texts = "step {task.completed}/{task.total}", "{task.fields[values]}", "{task.fields[left]}"
         step, values, left = map(progress.TextColumn, texts)
         console = Console(file=self.file)
         self.bar = progress.Progress(step, progress.BarColumn(20), values, left, console=console)
