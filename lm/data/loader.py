@@ -42,10 +42,12 @@ class Windows:
         self.counts = [num_windows_of(store) for store in self.stores]
         self.firsts = np.cumsum([0, *self.counts])[:-1]
         self.num_windows = sum(self.counts)
+        told = (
+            "objective.next_sentence=True takes text from elsewhere too, and the text is no longer"
+        )
+        pairs = self.examples and self.examples.several_windows
         require(
-            self.num_windows > 1 or not (self.examples and self.examples.several_windows),
-            "objective.next_sentence=True takes text from elsewhere too, and the text is no longer "
-            "than data.sequence_length; name more text.",
+            self.num_windows > 1 or not pairs, f"{told} than data.sequence_length; name more text."
         )
 
     def read(self, window_B, lane_B, example_B=None, key_B=None):
@@ -114,11 +116,9 @@ class Batches(Windows):
             length = f"data.sequence_length={config.sequence_length}"
             if examples:
                 length, remedy = f"{self.length} tokens of an example", "name"
-            require(
-                (each.num_tokens - after) // self.length >= lanes,
-                f"the training part has {each.num_tokens} tokens; {lanes} x {length} needs "
-                f"{lanes * self.length + after}: {remedy} more text.",
-            )
+            needs = f"{lanes} x {length} needs {lanes * self.length + after}"
+            told = f"the training part has {each.num_tokens} tokens; {needs}: {remedy} more text."
+            require((each.num_tokens - after) // self.length >= lanes, told)
         self._order = functools.lru_cache(4)(self._order_of)
         self.count(lambda store: (store.num_tokens - after) // self.length)
 
@@ -167,11 +167,8 @@ class ValidationBatches(Windows):
     def __init__(self, store, config, examples=None):
         super().__init__(store, config, examples, VALIDATION_SEED)
         for each in self.stores:
-            require(
-                each.num_tokens >= 2,
-                f"the validation part has {each.num_tokens} tokens and needs 2 or more; "
-                "name more text, or a data.validation_path.",
-            )
+            told = f"the validation part has {each.num_tokens} tokens and needs 2 or more"
+            require(each.num_tokens > 1, f"{told}; name more text, or a data.validation_path.")
         self.count(lambda store: -(-(store.num_tokens - 1) // self.length))
 
     def __len__(self):

@@ -103,11 +103,9 @@ def _paths(config):
     others = [path.strip() for path in config.validation_path.split(",")]
     others = others if config.validation_path else [""] * len(paths)
     for key, found in (("path", paths), ("validation_path", others)):
-        require(
-            len(found) == len(weights),
-            f"data.weights={config.weights} is for {len(weights)} sources, and data.{key} names "
-            f"{len(found)}; separate as many with commas.",
-        )
+        told = f"data.weights={config.weights} is for {len(weights)} sources"
+        names = f"data.{key} names {len(found)}; separate as many with commas."
+        require(len(found) == len(weights), f"{told}, and {names}")
     return paths, others, weights
 
 
@@ -142,11 +140,9 @@ def _stores(texts, tokenizer, cache):
         )
         for part in PARTS
     )
-    require(
-        train.num_tokens and validation.num_tokens,
-        f"data.path={texts.path} gives {train.num_tokens} tokens for training and "
-        f"{validation.num_tokens} for validation; name more text, or a data.validation_path.",
-    )
+    counts = f"{train.num_tokens} tokens for training and {validation.num_tokens} for validation"
+    told = f"data.path={texts.path} gives {counts}; name more text, or a data.validation_path."
+    require(train.num_tokens and validation.num_tokens, told)
     return key, train, validation
 
 

@@ -179,9 +179,8 @@ def load(path):
     """The Tokenizer of a tokenizer.json, or of the folder that holds it."""
     path = as_path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    require(
-        path.is_file(), f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
-    )
+    told = f"there is no tokenizer at {path}; name a tokenizer.json or its folder."
+    require(path.is_file(), told)
     try:
         return Tokenizer(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -195,23 +194,19 @@ def find(name):
         return of_bytes()
     if name in KINDS:
         return None
-    require(
-        as_path(name, "data.tokenizer").exists(),
+    told = (
         f"data.tokenizer={name!r} is neither a kind of tokenizer nor the path of a tokenizer.json."
-        f"{did_you_mean(name, KINDS)}",
     )
+    require(as_path(name, "data.tokenizer").exists(), told + did_you_mean(name, KINDS))
     return load(name)
 
 
 def special_tokens(kind, name):
     """(which of SPECIAL_TOKENS a tokenizer of this kind gets, those tokens); "" is its default."""
     if kind not in SPECIAL_TOKENS:
-        require(
-            not name,
-            f"data.special_tokens={name!r} is for a tokenizer that is trained here, and "
-            f"data.tokenizer={kind!r} is not; leave it empty, or train one of "
-            f"{', '.join(SPECIAL_TOKENS)}.",
-        )
+        told = f"data.special_tokens={name!r} is for a tokenizer that is trained here"
+        remedy = f"leave it empty, or train one of {', '.join(SPECIAL_TOKENS)}."
+        require(not name, f"{told}, and data.tokenizer={kind!r} is not; {remedy}")
         return "", ((), ())
     name = name or next(iter(SPECIAL_TOKENS[kind]))
     require_in(f"data.special_tokens (of {kind})", name, SPECIAL_TOKENS[kind])
@@ -234,11 +229,10 @@ def train_tokenizer(kind, texts, size, special=""):
         return of_characters(sorted({*itertools.chain.from_iterable(texts)}))
     # Of unigram and wordpiece: some pieces, or letters, besides.
     least = {"bpe": 256, "unigram": 256 + 16, "wordpiece": 64}[kind] + len(first) + len(last)
-    require(
-        size >= least,
-        f"data.tokenizer_size={size} is too small for {kind}; its bytes or letters and its special "
-        f"tokens need {least} or more.",
+    told = (
+        f"data.tokenizer_size={size} is too small for {kind}; its bytes or letters and its special"
     )
+    require(size >= least, f"{told} tokens need {least} or more.")
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[kind]
     library = train(texts, size - len(last), list(first))
     # The blank of a text takes the space before it with it, as the words do that it stands for.

@@ -57,10 +57,8 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
     if model.config.head == "none":
         found = {name.removeprefix(chosen.prefix): slot for name, slot in found.items()}
     params = _named(model.params)
-    require(
-        all(array.is_fully_addressable for array in params.values()),
-        "a model that lies on several hosts cannot be exported; load it in one process.",
-    )
+    told = "a model that lies on several hosts cannot be exported; load it in one process."
+    require(all(array.is_fully_addressable for array in params.values()), told)
 
     def fetch(name):
         return found[name].join(_fetch(params, part) for part in found[name].parts)
@@ -129,10 +127,8 @@ def _read_family(path):
         if named and (kind or family.model_type) == family.model_type and (kind or architectures):
             return family, content
     known = ", ".join(name for family in FAMILIES.values() for name in family.architectures)
-    raise UserError(
-        f"{path} is of architectures={architectures!r} and model_type={kind!r}, which lm cannot "
-        f"import; it can: {known}."
-    )
+    told = f"{path} is of architectures={architectures!r} and model_type={kind!r}"
+    raise UserError(f"{told}, which lm cannot import; it can: {known}.")
 
 
 def _check(folder, family, content, files, compute_dtype):

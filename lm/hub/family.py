@@ -119,27 +119,22 @@ def read_keys(family, content):
     """
     flat = flatten(content)
     method = flat.get("quantization_config.quant_method")
-    require(
-        not any(key.startswith("quantization_config") and flat[key] is not None for key in flat),
-        f"its weights are quantized (quantization_config.quant_method={method!r}), which lm does "
-        "not read; load the model with transformers in bfloat16 (dequantized) and save_pretrained.",
-    )
+    told = f"its weights are quantized (quantization_config.quant_method={method!r})"
+    remedy = "load the model with transformers in bfloat16 (dequantized) and save_pretrained."
+    given = any(key.startswith("quantization_config") for key in flat if flat[key] is not None)
+    require(not given, f"{told}, which lm does not read; {remedy}")
     for name, only in family.required.items():
         value = flat.get(name)
         remedy = f"out {name}" if only is None else f" {name}={json.dumps(only)}"
-        require(
-            value is None or value == only,
-            f"lm has no {family.model_type} with {name}={value!r}, only with{remedy}.",
-        )
+        told = f"lm has no {family.model_type} with {name}={value!r}, only with{remedy}."
+        require(value is None or value == only, told)
     (name,) = flat.get("architectures") or [*family.architectures][:1]
     model = dict(family.architectures[name])
     for row in family.keys:
         for ours, value in row.read(flat, model).items():
-            require(
-                model.get(ours, value) == value,
-                f"{row.names[0]} makes model.{ours}={value!r}, another key makes it "
-                f"{model.get(ours)!r}; lm has one for both.",
-            )
+            told = f"{row.names[0]} makes model.{ours}={value!r}, another key makes it"
+            both = f"{model.get(ours)!r}; lm has one for both."
+            require(model.get(ours, value) == value, f"{told} {both}")
             model[ours] = value
     for source in (family.always, STANDARD, ROPE, BUCKETS, EXPERTS, FREE):
         for ours, value in source.items():

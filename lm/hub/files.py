@@ -92,10 +92,8 @@ def _tensor_paths(folder):
     if not (folder / INDEX).is_file():
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         remedy = f"{pickles[0]} is a pickle, which lm never reads; save" if pickles else "save"
-        raise UserError(
-            f"{folder} has neither {SINGLE} nor {INDEX}; {remedy} the model with transformers' "
-            "save_pretrained."
-        )
+        told = f"{folder} has neither {SINGLE} nor {INDEX}; {remedy} the model with transformers'"
+        raise UserError(f"{told} save_pretrained.")
     places = read_json(folder / INDEX).get("weight_map")
     named = isinstance(places, dict) and all(isinstance(file, str) for file in places.values())
     require(named and places, f"{folder / INDEX} has no weight_map of tensors to files.")

@@ -221,10 +221,9 @@ class Rope:
         require_in("rope_type", kind, ("default", "linear", "llama3", "yarn"))
         scaling = "none" if kind == "default" else kind
         _refuse_others(given, MEMBERS)
-        require(
-            local.get("rope_type", "default") == "default",
-            f"rope_type={local.get('rope_type')!r} of sliding_attention must be 'default'.",
-        )
+        theirs = local.get("rope_type", "default")
+        told = f"rope_type={theirs!r} of sliding_attention must be 'default'."
+        require(theirs == "default", told)
         _refuse_others(local, ())
         keys = {"rope_theta": _theta(given, flat, self.old[0], self.theta), "rope_scaling": scaling}
         keys |= _scaling(scaling, given, model)
@@ -273,10 +272,8 @@ def _members(flat, name):
 def _refuse_others(given, known):
     for name, value in given.items():
         neutral = name == "partial_rotary_factor" and value == 1
-        require(
-            name in known or name in FURTHER or neutral,
-            f"lm has no rotary positions with {name}={value!r}, only without it.",
-        )
+        told = f"lm has no rotary positions with {name}={value!r}, only without it."
+        require(name in known or name in FURTHER or neutral, told)
 
 
 def _number(given, name, default):
@@ -349,10 +346,8 @@ class Windows:
         else:
             known = {"full_attention": False, "sliding_attention": True}
             listed = type(kinds) is list and len(kinds) == count
-            require(
-                listed and all(kind in [*known] for kind in kinds),
-                f"layer_types={kinds!r} must list {' or '.join(known)} for {count} layers.",
-            )
+            told = f"layer_types={kinds!r} must list {' or '.join(known)} for {count} layers."
+            require(listed and all(kind in [*known] for kind in kinds), told)
             local = [known[kind] for kind in kinds]
         return {"attention_pattern": pattern_of(local), "window": width if any(local) else 0}
 

@@ -33,11 +33,10 @@ class Examples:
 def token(role, kind, data, tokenizer):
     """The special token, or tokens, of a role; UserError if the tokenizer has none."""
     if role not in tokenizer.special:
-        remedy = f"data.special_tokens={REMEDIES.get(role, 'end')}"
-        raise UserError(
-            f"objective.kind={kind!r} needs the special token {NAMES[role]}, which data.tokenizer="
-            f"{data.tokenizer!r} lacks; train one that has it: data.tokenizer=bpe {remedy}."
-        )
+        told = f"objective.kind={kind!r} needs the special token {NAMES[role]}, which"
+        remedy = f"data.tokenizer=bpe data.special_tokens={REMEDIES.get(role, 'end')}."
+        lacks = f"data.tokenizer={data.tokenizer!r} lacks; train one that has it"
+        raise UserError(f"{told} {lacks}: {remedy}")
     return tokenizer.special[role]
 
 

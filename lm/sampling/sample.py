@@ -109,11 +109,9 @@ def check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples):
         told = f"it must be a whole number, {least} or more and at most {most}."
         whole = isinstance(value, numbers.Integral)
         require(whole and least <= value <= most, f"{name}={value!r} is not possible; {told}")
-    require(
-        temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
-        f"temperature={temperature} is not possible; it must be 0, which is greedy, or from "
-        f"{LOWEST_TEMPERATURE} up; 1 is the model's own.",
-    )
+    told = f"it must be 0, which is greedy, or from {LOWEST_TEMPERATURE} up; 1 is the model's own."
+    possible = temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf
+    require(possible, f"temperature={temperature} is not possible; {told}")
     require(0 < top_p <= 1, f"top_p={top_p} is not possible; it must be in (0, 1]; 1 is off.")
 
 
@@ -138,18 +136,17 @@ def _encoded(model, number, prompt):
         require(tokens.size, f"{told}; give a text.")
     else:
         tokens = np.asarray(prompt)
-        require(
-            tokens.ndim == 1 and tokens.size and np.issubdtype(tokens.dtype, np.integer),
-            f"{name}={prompt!r} is neither a text nor a list of one or more tokens.",
-        )
+        listed = tokens.ndim == 1 and tokens.size and np.issubdtype(tokens.dtype, np.integer)
+        told = f"{name}={prompt!r} is neither a text nor a list of one or more tokens."
+        require(listed, told)
     for token in (tokens.min(), tokens.max()):
         told = f"{name} holds token {token}; the model's are 0 to {vocab - 1}."
         require(0 <= token < vocab, told)
-    require(
-        model.config.stack == "decoder" or tokens.size <= model.config.num_positions,
-        f"{name} of {tokens.size} tokens is longer than the model's {model.config.num_positions} "
-        "positions; shorten it.",
+    most = model.config.num_positions
+    told = (
+        f"{name} of {tokens.size} tokens is longer than the model's {most} positions; shorten it."
     )
+    require(model.config.stack == "decoder" or tokens.size <= most, told)
     return tokens.tolist()
 
 
