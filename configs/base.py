@@ -282,9 +282,8 @@ def base():
 
 
 def presets(*functions):
-    """The `get_config` of a preset file.
-
-    `--config=configs/gpt2.py:small` calls `small()`; without a name, the first function.
+    """The `get_config` of a preset file. `--config=configs/gpt2.py:small` calls `small()`; without
+    a name, the first function.
     """
     named = {function.__name__: function for function in functions}
 

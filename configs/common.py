@@ -76,7 +76,6 @@ def tiny_encoder(config, **model):
 
 def preset(name, count, make, *sizes, **more):
     """A preset as a row of a table of sizes: a function of nothing, that is make(*sizes, **more).
-
     count: its parameters, for the docstring; a number, or a text that begins with it.
     """
 

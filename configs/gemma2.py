@@ -14,7 +14,6 @@ from configs.common import preset, tiny_preset
 
 def sized(scored_width, *sizes):
     """Gemma with a norm on both sides of a branch, caps, and a window in every second layer.
-
     scored_width: scores are divided by its square root; of 27B it is d_model / num_heads.
     """
     config = gemma.sized(*sizes)

@@ -51,10 +51,9 @@ def report(line):
 
 
 def published(folder, build):
-    """The information that belongs to a folder of the cache: whatever JSON can spell.
-
-    If the folder is missing or damaged, build(empty folder) fills it and returns the information.
-    Raises RunError on a full disk, UserError where it cannot write; neither leaves anything behind.
+    """The information that belongs to a folder of the cache: whatever JSON can spell. If the folder
+    is missing or damaged, build(empty folder) fills it and returns the information. Raises RunError
+    on a full disk, UserError where it cannot write; neither leaves anything behind.
     """
     if is_url(folder):
         with explained(folder):

@@ -51,9 +51,8 @@ class Windows:
         )
 
     def read(self, window_B, lane_B, example_B=None, key_B=None):
-        """window_B: numbers of the windows; lane_B: of those in which their lanes begin.
-
-        example_B, key_B: the number of each example, and that which with the seed fixes its noise.
+        """window_B: numbers of the windows; lane_B: of those in which their lanes begin. example_B,
+        key_B: the number of each example, and that which with the seed fixes its noise.
         """
         if self.examples:
             return self._made(window_B, example_B, key_B)
@@ -158,10 +157,9 @@ class Batches(Windows):
 
 
 class ValidationBatches(Windows):
-    """A whole part in len() batches, the same each time: one source after the other.
-
-    Causal: each token but the first of a source is a target of weight 1 once. Else, examples of all
-    windows of 2 tokens or more.
+    """A whole part in len() batches, the same each time: one source after the other. Causal: each
+    token but the first of a source is a target of weight 1 once. Else, examples of all windows of 2
+    tokens or more.
     """
 
     def __init__(self, store, config, examples=None):
@@ -185,7 +183,6 @@ class ValidationBatches(Windows):
 
 def batch_number(step, skipped):
     """The number of the batch that a step reads: of those not in `skipped`, ascending, the step-th.
-
     Left out are batches that a run was taken back before, see train.spike_threshold.
     """
     for number in skipped:
@@ -195,7 +192,6 @@ def batch_number(step, skipped):
 
 def place(batches, step, sharding, accumulation=None):
     """The batch of a step as global jax.Arrays: (A, B / A, T), or (B, T) without accumulation.
-
     sharding: of arrays of that rank. A process reads the rows that its devices hold, no others.
     """
     size = batches.batch_size
@@ -217,10 +213,9 @@ def place(batches, step, sharding, accumulation=None):
 
 
 def prefetch(make, steps, ahead):
-    """Yields make(step) for each of the steps; a thread works up to `ahead` of them in advance.
-
-    An error in make(step) is raised where its result is due. The thread ends with the iterator,
-    when that is exhausted, closed or collected.
+    """Yields make(step) for each of the steps; a thread works up to `ahead` of them in advance. An
+    error in make(step) is raised where its result is due. The thread ends with the iterator, when
+    that is exhausted, closed or collected.
     """
     executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="lm-prefetch")
     waiting = collections.deque()

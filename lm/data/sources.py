@@ -140,10 +140,9 @@ class Corpus:
 
 
 def read_corpus(key, path, text_key, cache):
-    """The Corpus at a path, the value of config key `key`; "" is the standard library's.
-
-    Of a folder, hidden files and those that are not UTF-8 are left out, the latter reported; a file
-    that was named must be text. cache: where the hashes of large files are remembered.
+    """The Corpus at a path, the value of config key `key`; "" is the standard library's. Of a
+    folder, hidden files and those that are not UTF-8 are left out, the latter reported; a file that
+    was named must be text. cache: where the hashes of large files are remembered.
     """
     if path:
         root, remedy = as_path(path, key), "name a text file, JSONL, or a folder of them."
@@ -196,9 +195,8 @@ def _standard_library():
 
 
 def _hashes(files, cache):
-    """The hash of each file's bytes, or None if it should be text and is not.
-
-    Those of a large corpus are remembered, once it is old enough for its dates to tell a change.
+    """The hash of each file's bytes, or None if it should be text and is not. Those of a large
+    corpus are remembered, once it is old enough for its dates to tell a change.
     """
     listing, newest = [], 0
     for source in files:
@@ -289,7 +287,6 @@ def _parquet_texts(source, key):
 
 def cut(blocks):
     """Parts the text of str blocks into pieces, PIECE to 2 * PIECE characters but for the last.
-
     Where, depends on the text only: if possible, where a tokenizer sees no difference.
     """
     rest = ""

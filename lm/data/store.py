@@ -71,9 +71,8 @@ class Texts:
 
 
 def open_data(config, tokenizer=None):
-    """The Data of a DataConfig, built where the cache lacks it.
-
-    tokenizer: that of the run to resume, instead of the one that data.tokenizer names.
+    """The Data of a DataConfig, built where the cache lacks it. tokenizer: that of the run to
+    resume, instead of the one that data.tokenizer names.
     """
     cache = cache_root(config.cache)
     paths, others, weights = _paths(config)

@@ -95,9 +95,8 @@ class Tokenizer:
         return next((self.added[name] for name in names if name in self.added), None)
 
     def encode(self, text, special=False):
-        """int32 tokens of a text; the name of a special token in it is ordinary text.
-
-        special=True: it is that token, as a prompt with a <mask> to fill in needs it.
+        """int32 tokens of a text; the name of a special token in it is ordinary text. special=True:
+        it is that token, as a prompt with a <mask> to fill in needs it.
         """
         self.library.encode_special_tokens = not special
         try:
@@ -117,9 +116,8 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in found]
 
     def decode(self, tokens):
-        """The text of an array or list of tokens.
-
-        Half a character becomes U+FFFD; special tokens and numbers of no token become nothing.
+        """The text of an array or list of tokens. Half a character becomes U+FFFD; special tokens
+        and numbers of no token become nothing.
         """
         return self.library.decode([i for i in np.asarray(tokens).tolist() if i >= 0])
 

@@ -22,10 +22,9 @@ class Unigram:
 
 
 class Bigram:
-    """Counts of pairs, interpolated with the unigram by Witten and Bell's rule.
-
-    p(w | v) = (c(v, w) + d(v) u(w)) / (c(v) + d(v)), where d(v) is how many different tokens follow
-    v. Chen and Goodman 1998, section 2.6.
+    """Counts of pairs, interpolated with the unigram by Witten and Bell's rule. p(w | v) = (c(v, w)
+    + d(v) u(w)) / (c(v) + d(v)), where d(v) is how many different tokens follow v. Chen and Goodman
+    1998, section 2.6.
     """
 
     def __init__(self, tokens, vocab_size):

@@ -28,7 +28,6 @@ SELECTION = "layers/experts/selection_bias_E"
 
 def import_model(folder, mesh=None, compute_dtype="float32"):
     """The LanguageModel of a folder: config.json, safetensors and, if there is one, tokenizer.json.
-
     Parameters keep the files' dtype. mesh: a jax.sharding.Mesh as lm.mesh makes it; None is one
     device. Raises UserError for all that is missing, superfluous, damaged, or not what lm has.
     """
@@ -215,9 +214,8 @@ def _without_other_heads(family, config, names):
 
 
 def _tied_or_not(family, config, files, names):
-    """The config, untied if the files hold another head than the embedding, as transformers does.
-
-    A head that is the embedding again is taken out of names.
+    """The config, untied if the files hold another head than the embedding, as transformers does. A
+    head that is the embedding again is taken out of names.
     """
     head, table = (
         next(row.name for row in family.tensors if parameter in row.parts)
@@ -235,9 +233,8 @@ def _tied_or_not(family, config, files, names):
 
 
 def _with_prediction_or_not(family, config, names):
-    """The config, without multi-token prediction if the files lack it.
-
-    The files' layer for it is taken out of names if the config has none, as transformers does.
+    """The config, without multi-token prediction if the files lack it. The files' layer for it is
+    taken out of names if the config has none, as transformers does.
     """
     start = f"{family.prefix}layers.{config.num_layers}."
     first = [row.name for row in family.tensors if "mtp/projection_ID" in row.parts]
@@ -250,7 +247,6 @@ def _with_prediction_or_not(family, config, names):
 
 def _read_parameters(files, reads, template):
     """The nested dict of parameters, each on its devices. template: of jax.ShapeDtypeStruct.
-
     Besides the model, memory holds one tensor at a time, the largest ones while there is room.
     """
     targets, arrays = _named(template), {}

@@ -114,7 +114,6 @@ class Family:
 
 def read_keys(family, content):
     """The keys of TransformerConfig that the content of a config.json gives: all but the dtypes.
-
     Raises UserError, naming the key of config.json, for what is wrong or lm does not have.
     """
     flat = flatten(content)

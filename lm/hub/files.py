@@ -39,10 +39,8 @@ def read_json(path):
 
 
 class TensorFiles(contextlib.AbstractContextManager):
-    """The tensors of a folder, read one at a time into memory that is theirs alone.
-
-    A context manager. names: of all tensors. Raises UserError for files that are not what they
-    should be.
+    """The tensors of a folder, read one at a time into memory that is theirs alone. A context
+    manager. names: of all tensors. Raises UserError for files that are not what they should be.
     """
 
     def __init__(self, folder):
@@ -108,7 +106,6 @@ def _tensor_paths(folder):
 
 def write_tensors(folder, kinds, fetch, max_shard_size):
     """Write tensors, a file of at most max_shard_size bytes (or of one tensor) in memory at a time.
-
     kinds: {tensor: (shape, dtype)}; fetch(tensor): its numpy array.
     """
     plan = split_state_dict_into_shards_factory(

@@ -81,10 +81,9 @@ def attention(start, ours, names=("q_proj", "k_proj", "v_proj", "o_proj")):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One layer (or expert) of a parameter, or a whole one, as it lies in a tensor.
-
-    index: of the leading dims, (layer,), (layer, expert) or (). dims: the letters of the others;
-    shape: their sizes.
+    """One layer (or expert) of a parameter, or a whole one, as it lies in a tensor. index: of the
+    leading dims, (layer,), (layer, expert) or (). dims: the letters of the others; shape: their
+    sizes.
     """
 
     parameter: str

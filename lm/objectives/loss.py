@@ -61,7 +61,6 @@ def _joined(routed, more):
 
 def _detection(model, hidden_BTD, batch, sample_key, key):
     """Binary cross-entropy of which tokens a model has replaced, the mean over each row, summed.
-
     arXiv:2003.10555, section 2, with generator and discriminator of the same weights, but for their
     heads (section 3.2: "all tied"). The generator's choice has no gradient.
     """

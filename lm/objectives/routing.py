@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 
 def router_loss(routed, model_config, objective_config):
-    """The losses of the router, each a mean and weighed by its coefficient; a scalar.
-
-    Those of mean values do not add up over the parts of a batch: each part is balanced by itself.
+    """The losses of the router, each a mean and weighed by its coefficient; a scalar. Those of mean
+    values do not add up over the parts of a batch: each part is balanced by itself.
     """
     tokens = _at_least_1(routed["tokens"].sum())
     # E * sum over experts of (choices per token * mean probability), which is the number of a

@@ -8,9 +8,8 @@ SHORTEST = 4  # tokens; a shorter sentence is taken only if there is no other
 
 
 class Sentences(Framed):
-    """tokens, [CLS] ... [SEP] and padding, segments (T,), 0 in the padding, and weights (1,).
-
-    The sentence is drawn from those that lie whole in the window, which is as long as fits a row.
+    """tokens, [CLS] ... [SEP] and padding, segments (T,), 0 in the padding, and weights (1,). The
+    sentence is drawn from those that lie whole in the window, which is as long as fits a row.
     """
 
     def __init__(self, kind, objective, data, model, tokenizer):

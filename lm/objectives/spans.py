@@ -20,7 +20,6 @@ UL2_DENOISERS = (
 
 def span_counts(n, rate, mean):
     """(noise tokens, spans) of n tokens: rounded, at least one of each, and as many clean spans.
-
     mean: None for one span. arXiv:1910.10683, 3.1.4; random_spans_noise_mask of T5's code.
     """
     noise = min(max(round(n * rate), 1), n - 1)
@@ -35,9 +34,8 @@ def partition(total, parts, rng):
 
 
 def corrupt(tokens, clean_K, noise_K, sentinels):
-    """(source, target) of spans that alternate, a clean one first; K spans of each.
-
-    A sentinel takes the place of each noise span in the source, of each clean one in the target.
+    """(source, target) of spans that alternate, a clean one first; K spans of each. A sentinel
+    takes the place of each noise span in the source, of each clean one in the target.
     """
     spans = len(clean_K)
     lengths = np.stack([clean_K, noise_K], 1).ravel()
@@ -100,9 +98,8 @@ class UL2(SpanCorruption):
 
 
 class Prefix(SourceTarget):
-    """A text cut in two, anywhere that both parts fit; T5, arXiv:1910.10683, 3.2.1.
-
-    For an encoder-decoder both end with </s>; a decoder reads the text as it is.
+    """A text cut in two, anywhere that both parts fit; T5, arXiv:1910.10683, 3.2.1. For an
+    encoder-decoder both end with </s>; a decoder reads the text as it is.
     """
 
     def __init__(self, kind, objective, data, model, tokenizer):

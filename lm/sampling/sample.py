@@ -28,10 +28,8 @@ NO_TABLE = 2**31 - 2  # the positions of a model without a table; one more is st
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a model wrote after a prompt, without the end of text.
-
-    text: None if the model has no tokenizer. ended: it stopped at the end of text, and not because
-    it had its number of tokens.
+    """What a model wrote after a prompt, without the end of text. text: None if the model has no
+    tokenizer. ended: it stopped at the end of text, and not because it had its number of tokens.
     """
 
     text: str | None
@@ -185,7 +183,6 @@ def _left_padded(prompts, shards):
 
 def _rows(num_prompts, num_samples, num_tokens, shards, seed):
     """What is to be written, a row for each sample of each prompt: B of them, a multiple of shards.
-
     number_B: of its prompt. prompt_B: the row of that, None if it is its own. keys_B2: its
     randomness. left_B1: how many tokens; 0 if it is there only to fill the last shard.
     """
@@ -241,7 +238,6 @@ def _continued(model, prompts, sources, rows, settings, sizes):
 
 def _window(text, table):
     """The tokens of a text that are read: whenever they outgrow the table, its last half is left.
-
     It depends on the length alone, not on how much of the text is the prompt.
     """
     step = table + 1 - max(1, table // 2)
@@ -260,9 +256,8 @@ def _keys(seed, prompt_B, sample_B):
 
 
 def _read(model, prefix, prompt_B, room):
-    """(cache, logits (B, V) of the first token to write, lengths (B, 1)) after the prompts.
-
-    The cache has room for `room` tokens more.
+    """(cache, logits (B, V) of the first token to write, lengths (B, 1)) after the prompts. The
+    cache has room for `room` tokens more.
     """
     prefix = jax.tree.map(lambda x_PT: put(x_PT, "tokens"), prefix)
     rows = dict(prefix[""])
@@ -288,7 +283,6 @@ def _read(model, prefix, prompt_B, room):
 @functools.partial(jax.jit, static_argnames=("module", "room", "vocab", "top_k"))
 def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     """(tokens (B, room), broken (B, 1)): -1 after a row's end; broken if its logits are not finite.
-
     prefix: of `_left_padded`; rows: of `_rows`, and length_B1 of their texts. One program reads and
     writes, so that the cache never leaves it and is updated in place.
     """

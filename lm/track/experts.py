@@ -7,7 +7,6 @@ WINDOW = 20  # logged steps that are looked at together
 
 class DeadExperts:
     """warning(step, counts): a line if some experts had no token in any of the last logged steps.
-
     counts: (layers with experts, experts), the choices of one step. The line comes once for each
     WINDOW of them, and is None else.
     """

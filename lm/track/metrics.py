@@ -48,7 +48,6 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def write(self, step, values):
         """values: {name: number}, arrays of one number too; a text, such as a fingerprint, stays.
-
         float32 values come back exactly; what is not finite is written as null. Raises RunError if
         the disk is full.
         """
@@ -112,9 +111,8 @@ def logged(path):
 
 
 def read_metrics(path):
-    """[{"step": step, name: value, ...}], one dict per step, in order of steps.
-
-    Raises UserError if the file is missing or a line other than a torn last one is no JSON object.
+    """[{"step": step, name: value, ...}], one dict per step, in order of steps. Raises UserError if
+    the file is missing or a line other than a torn last one is no JSON object.
     """
     content = logged(path)
     told = f"there is no {path}; name the metrics.jsonl of a run that logged a step."

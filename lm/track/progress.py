@@ -18,9 +18,8 @@ BESIDE_BAR = ("train/loss", "train/tokens_per_second", "train/mfu")
 
 
 class Progress(contextlib.AbstractContextManager):
-    """progress(step, values) shows a logged step; values are as in metrics.jsonl.
-
-    first_step: the first that this process runs. quiet: show nothing. file: None is sys.stdout.
+    """progress(step, values) shows a logged step; values are as in metrics.jsonl. first_step: the
+    first that this process runs. quiet: show nothing. file: None is sys.stdout.
     """
 
     def __init__(self, num_steps, first_step=0, quiet=False, file=None, clock=time.monotonic):
