@@ -133,7 +133,6 @@ def _read_family(path):
 def _check(folder, family, content, files, compute_dtype):
     """(TransformerConfig, [(Slot, its name in the files)]), every name, shape and dtype checked."""
     names = _parameter_names(folder, family, files)
-    path = folder / "config.json"
     dtypes = {"param_dtype": _dtype(family, files, names), "compute_dtype": compute_dtype}
     try:
         config = build(TransformerConfig, {**tables.read_keys(family, content), **dtypes})
@@ -142,9 +141,8 @@ def _check(folder, family, content, files, compute_dtype):
         layers = config.num_layers + config.num_encoder_layers
         require(layers <= len(names), f"{layers} layers, but all files hold {len(names)} tensors.")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    _without_copies(family, files, names)
-    config = _tied_or_not(family, config, files, names)
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+    config = _without_repeats(family, config, files, names)
     config = _with_prediction_or_not(family, config, names)
     _without_other_heads(family, config, names)
     found = {slot.name: slot for slot in _slots(family, config, names)}
@@ -190,13 +188,25 @@ def _dtype(family, files, names):
     return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))
 
 
-def _without_copies(family, files, names):
-    """Take tensors that repeat others out of names, or give them the others' place."""
-    for copy, name in family.copies.items():
+def _without_repeats(family, config, files, names):
+    """The config, untied if the files hold another head than the embedding, as transformers does.
+    Tensors that repeat others are taken out of names, or given the others' place.
+    """
+    head, table = (
+        next(row.name for row in family.tensors if parameter in row.parts)
+        for parameter in (HEAD, EMBEDDING)
+    )
+    tied = {head: table} if config.tied_embedding and config.head != "none" else {}
+    for copy, name in (family.copies | tied).items():
         if copy in names:
-            other = names.setdefault(name, names[copy])
-            same = np.array_equal(files.read(names.pop(copy)), files.read(other))
-            require(same, f"{copy} and {name} are one to lm, but in the files they differ.")
+            here, other = names[copy], names.setdefault(name, names[copy])
+            if here == other or np.array_equal(files.read(here), files.read(other)):
+                del names[copy]
+            else:
+                told = f"{copy} and {name} are one to lm, but in the files they differ."
+                require(copy in tied, told)
+                config = dataclasses.replace(config, tied_embedding=False)
+    return config
 
 
 def _without_other_heads(family, config, names):
@@ -211,25 +221,6 @@ def _without_other_heads(family, config, names):
             for slot in _slots(family, other):
                 if slot.name not in own:
                     names.pop(slot.name, None)
-
-
-def _tied_or_not(family, config, files, names):
-    """The config, untied if the files hold another head than the embedding, as transformers does. A
-    head that is the embedding again is taken out of names.
-    """
-    head, table = (
-        next(row.name for row in family.tensors if parameter in row.parts)
-        for parameter in (HEAD, EMBEDDING)
-    )
-    if not config.tied_embedding or head not in names or config.head == "none":
-        return config
-    if table not in names:
-        names[table] = names.pop(head)
-        return config
-    if not np.array_equal(files.read(names[head]), files.read(names[table])):
-        return dataclasses.replace(config, tied_embedding=False)
-    del names[head]
-    return config
 
 
 def _with_prediction_or_not(family, config, names):

@@ -22,21 +22,21 @@ ALWAYS = {"position": "learned", "norm": "layer_norm", "norm_bias": True}
 ALWAYS |= dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), True)
 QUERY_KEY_VALUE = {"query_DNH": "D,NH", "key_DKH": "D,KH", "value_DKH": "D,KH"}
 QUERY_KEY_VALUE_BIAS = {"query_bias_NH": "NH", "key_bias_KH": "KH", "value_bias_KH": "KH"}
-FUSED_ATTENTION = (
+CONV1D = under(
+    LAYER,
+    "layers/",
     *under(
-        LAYER + "attn.",
-        "layers/attention/",
-        Tensor("c_attn.weight", QUERY_KEY_VALUE, joined=1),
-        Tensor("c_attn.bias", QUERY_KEY_VALUE_BIAS),
-        Tensor("c_proj.weight", {"output_NHD": "NH,D"}),
-        plain("c_proj.bias", "output_bias_D"),
+        "attn.c_attn.",
+        "attention/",
+        Tensor("weight", QUERY_KEY_VALUE, joined=1),
+        Tensor("bias", QUERY_KEY_VALUE_BIAS),
     ),
-    plain(LAYER + "mlp.c_fc.weight", "layers/feedforward/up_DF"),
-    plain(LAYER + "mlp.c_proj.weight", "layers/feedforward/down_FD"),
-)
-BIASES = (
-    plain(LAYER + "mlp.c_fc.bias", "layers/feedforward/up_bias_F"),
-    plain(LAYER + "mlp.c_proj.bias", "layers/feedforward/down_bias_D"),
+    Tensor("attn.c_proj.weight", {"attention/output_NHD": "NH,D"}),
+    plain("attn.c_proj.bias", "attention/output_bias_D"),
+    plain("mlp.c_fc.weight", "feedforward/up_DF"),
+    plain("mlp.c_fc.bias", "feedforward/up_bias_F"),
+    plain("mlp.c_proj.weight", "feedforward/down_FD"),
+    plain("mlp.c_proj.bias", "feedforward/down_bias_D"),
 )
 HEAD = matrix("lm_head.weight", "head/kernel_DV")
 TABLES = (
@@ -62,7 +62,7 @@ GPT2 = Family(
     required={"add_cross_attention": False, "scale_attn_weights": True}
     | {"scale_attn_by_inverse_layer_idx": False},
     limits=HEADS_DIVIDE,
-    tensors=(*TABLES, *PRE_NORMS, *FUSED_ATTENTION, *BIASES, HEAD),
+    tensors=(*TABLES, *PRE_NORMS, *CONV1D, HEAD),
     prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.(masked_)?bias",
 )
@@ -83,7 +83,7 @@ GPT = dataclasses.replace(
         plain("transformer.positions_embed.weight", "positions/table_PD"),
         *norm(LAYER + "ln_1", "layers/attention_residual_norm"),
         *norm(LAYER + "ln_2", "layers/feedforward_residual_norm"),
-        *(*FUSED_ATTENTION, *BIASES, HEAD),
+        *(*CONV1D, HEAD),
     ),
 )
 
