@@ -4,6 +4,7 @@ The data is yours: `--config.data.path=TEXT`. No preset of a published size ran 
 """
 
 from configs.base import base
+from configs.base import presets as presets  # for the files of presets
 
 
 def llama_block(vocab_size, num_layers, d_model, num_heads, d_ff=None, peak_lr=3e-4, **model):

@@ -1,5 +1,4 @@
 """OLMo 2 in four sizes (OLMo Team 2024, arXiv:2501.00656), without the mid-training stage.
-
 Claim: exactly the published architectures, parameter counts and recipe: 4, 5 and 6 T tokens (7B,
 13B, 32B) in batches of 1024 (7B) or 2048 sequences of 4096, AdamW 0.9, 0.95 and 1e-8, peak learning
 rates 3e-4, 9e-4 and 6e-4, 2000 steps of warm-up, cosine to 10 %, decay 0.1 but not of the
@@ -9,8 +8,7 @@ tokens (model card), and the recipe of 7B.
     python -m experiments.train --config=configs/olmo2.py --workdir=runs/olmo2 --config.mesh.fsdp=64
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset
+from configs.common import budget, llama_block, preset, presets, tiny_preset
 
 
 def sized(tokens, batch_size, *sizes, **more):

@@ -1,6 +1,5 @@
 """Qwen2 (Yang et al. 2024, arXiv:2407.10671) with Qwen2.5 (arXiv:2412.15115), Qwen2-57B-A14B and
 Qwen1.5-MoE-A2.7B.
-
 Claim: exactly the published architectures and parameter counts, and the published number of tokens
 (7 T, 0.5B 12 T; Qwen2.5 18 T) at the length of 4096 before the long-context stage. Batch and
 optimiser are not published: here the default recipe (configs/common.py). The experts of 57B-A14B
@@ -11,8 +10,7 @@ here all begin anew, for 4.5 T. The rotation's base of 1e6 and the balance loss'
     python -m experiments.train --config=configs/qwen2.py:qwen2_1_5b --workdir=runs/qwen2
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset, vocabulary
+from configs.common import budget, llama_block, preset, presets, tiny_preset, vocabulary
 
 
 def sized(num_layers, d_model, num_heads, num_kv_heads, d_ff, tokens, peak_lr=3e-4, **model):

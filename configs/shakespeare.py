@@ -1,5 +1,4 @@
 """nanoGPT's CPU configuration on Tiny Shakespeare, character by character.
-
 Claim: the same model, batch, schedule and number of steps as the command under "I only have a
 macbook" in the README of github.com/karpathy/nanoGPT.
 

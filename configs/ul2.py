@@ -1,9 +1,8 @@
 """UL2 20B (Tay et al. 2022, arXiv:2205.05131), and PaLM 2's kind of model (arXiv:2305.10403), tiny.
-
 Claim: exactly UL2's architecture and parameter count, its seven denoisers, 1024 pairs of 512 and
 512 tokens, and 2 M steps; Adafactor is replaced as in configs/t5.py. PaLM 2's sizes and mixture are
 not published: `tiny_palm2` is PaLM's block under UL2's mixture, which reads what it is given in
-both directions. The data is yours. Not run here at full length.
+both directions.
 
     python -m experiments.train --config=configs/ul2.py --workdir=runs/ul2 --config.mesh.fsdp=64
 """

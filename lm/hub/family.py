@@ -68,24 +68,19 @@ HEADS_DIVIDE = {DIVIDE: lambda config: config.d_model % config.num_heads == 0}
 class Family:
     """The table of a family.
 
-    model_type: what config.json calls it.
-    architectures: {what config.json calls it with one head or another: its keys of
-    TransformerConfig}, the most complete first, which is meant where config.json names none.
-    keys: rows of lm.hub.keys.
-    always: keys of TransformerConfig that all its models share, over STANDARD; each a value or a
-    function of the other keys.
-    required: keys of config.json that change what is computed, with the only value that lm has,
-    which is what their absence means too.
-    limits: what transformers asks besides, a sentence with {keys} of TransformerConfig: its test.
-    tensors: rows of lm.hub.tensors, as the hub's files are. fused: other rows for some of the same
-    parameters, which are read where a folder has them.
-    copies: tensors that may repeat others, {name: name of the other}.
-    renamed: {what the names of old files hold: what they hold now}.
-    written: what transformers asks for and lm does not, {key of config.json: the value, or a
-    function of a config}.
-    prefix: what begins the names of tensors in some folders and not in others, as it does not where
-    a model has no head.
-    ignored: tensors that are no parameters, a regular expression for names with the prefix.
+    model_type: what config.json calls it. architectures: {what config.json calls it with one head
+    or another: its keys of TransformerConfig}, the most complete first, which is meant where
+    config.json names none. keys: rows of lm.hub.keys. always: keys of TransformerConfig that all
+    its models share, over STANDARD; each a value or a function of the other keys. required: keys of
+    config.json that change what is computed, with the only value that lm has, which is what their
+    absence means too. limits: what transformers asks besides, a sentence with {keys} of
+    TransformerConfig: its test. tensors: rows of lm.hub.tensors, as the hub's files are. fused:
+    other rows for some of the same parameters, which are read where a folder has them. copies:
+    tensors that may repeat others, {name: name of the other}. renamed: {what the names of old files
+    hold: what they hold now}. written: what transformers asks for and lm does not, {key of
+    config.json: the value, or a function of a config}. prefix: what begins the names of tensors in
+    some folders and not in others, as it does not where a model has no head. ignored: tensors that
+    are no parameters, a regular expression for names with the prefix.
     """
 
     model_type: str
