@@ -3,7 +3,7 @@
 """
 
 from lm.hub.family import HEADS_DIVIDE
-from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, checked, without
+from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, whole, without
 from lm.hub.llama import ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, like_llama, sizes
 from lm.hub.tensors import Tensor, norm
 
@@ -48,21 +48,11 @@ SANDWICH = (
     *norm(LAYER + "post_feedforward_layernorm", "layers/feedforward_output_norm"),
 )
 NORMED = (*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD)
-
-
-def even(number, flat):
-    return number % 2 == 0
-
-
-def five_of_six(number, flat):
-    name = "sliding_window_pattern"
-    return (number + 1) % checked(name, flat.get(name, 6), int) != 0
-
-
+EVERY = ("sliding_window_pattern", 6)
 GEMMA2 = like_llama(
     "gemma2",
     "Gemma2ForCausalLM",
-    (*GEMMA2_KEYS, Rope(), Windows(4096, even)),
+    (*GEMMA2_KEYS, Rope(), Windows(4096, lambda layer, flat: layer % 2 == 0)),
     {**ALWAYS, "norm_placement": "sandwich"},
     required={"use_bidirectional_attention": None},
     limits=HEADS_DIVIDE,
@@ -81,7 +71,7 @@ GEMMA3 = like_llama(
             attn_logit_softcapping=0.0,
         ),
         Rope(1_000_000.0, theta_local=10_000.0),
-        Windows(4096, five_of_six),
+        Windows(4096, lambda layer, flat: (layer + 1) % whole(flat, *EVERY) > 0),
     ),
     {**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
     required={"use_bidirectional_attention": False},

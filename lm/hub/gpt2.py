@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from lm.errors import require
-from lm.hub.family import HEADS_DIVIDE, Family
+from lm.hub.family import HEADS_DIVIDE, STANDARD, Family
 from lm.hub.keys import ACTIVATIONS, Key, altered, checked, keys, pattern_of
 from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain, under
 
@@ -50,14 +50,10 @@ PRE_NORMS = (
 )
 
 
-def four_times(model):
-    return 4 * model["d_model"]
-
-
 GPT2 = Family(
     model_type="gpt2",
     architectures={"GPT2LMHeadModel": {}},
-    keys=(*SIZES, *keys(n_inner=four_times, activation_function="gelu_tanh")),
+    keys=(*SIZES, *keys(n_inner=STANDARD["d_ff"], activation_function="gelu_tanh")),
     always={**ALWAYS, "scaled_residual_init": True},
     required={"add_cross_attention": False, "scale_attn_weights": True}
     | {"scale_attn_by_inverse_layer_idx": False},
@@ -122,7 +118,7 @@ GPT_NEO = dataclasses.replace(
     architectures={"GPTNeoForCausalLM": {}},
     keys=(
         *keys(vocab_size=50257, max_position_embeddings=2048, hidden_size=2048, num_layers=24),
-        *keys(num_heads=16, intermediate_size=four_times, activation_function="gelu_tanh"),
+        *keys(num_heads=16, intermediate_size=STANDARD["d_ff"], activation_function="gelu_tanh"),
         *keys(layer_norm_epsilon=1e-5, initializer_range=0.02, tie_word_embeddings=True),
         *keys(embed_dropout=0.0, attention_dropout=0.0, resid_dropout=0.0),
         Alternation(),

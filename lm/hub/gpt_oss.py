@@ -4,7 +4,6 @@ Experts are not transposed, and gate and up are columns in turn. The hub's files
 lm does not read; transformers saves them in bfloat16.
 """
 
-from lm.hub.gemma import even
 from lm.hub.keys import Key, Rope, Windows, keys, without
 from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
 from lm.hub.tensors import Tensor, linear, plain, under
@@ -21,7 +20,7 @@ GPT_OSS = like_llama(
     (
         *without(SIZES, "hidden_act", "intermediate_size"),
         Key("intermediate_size", "expert_d_ff d_ff", 2880),
-        *(Rope(150_000.0, scaling=YARN), Windows(128, even)),
+        *(Rope(150_000.0, scaling=YARN), Windows(128, lambda layer, flat: layer % 2 == 0)),
         *keys(attention_bias=True, num_local_experts=128, num_experts_per_tok=4),
     ),
     {

@@ -76,6 +76,11 @@ def checked(name, value, kind, least=1):
     return value
 
 
+def whole(flat, name, default, least=1):
+    """The whole number that config.json has under this name, or the default."""
+    return checked(name, flat.get(name, default), int, least)
+
+
 @dataclasses.dataclass(frozen=True)
 class Key:
     """A value of config.json, and the keys of TransformerConfig that have it.

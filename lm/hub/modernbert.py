@@ -4,17 +4,11 @@ three. Query, key and value are rows of one matrix, gate and up of another.
 
 from lm.hub.bert import HEADLESS, MASKED, head
 from lm.hub.family import HEADS_DIVIDE, Family
-from lm.hub.keys import Rope, Windows, checked, keys
+from lm.hub.keys import Rope, Windows, keys, whole
 from lm.hub.tensors import linear, norm, plain, under
 
 LAYER = "model.layers.{layer}."
-
-
-def two_of_three(number, flat):
-    """Whether a layer is local where config.json does not list them."""
-    name = "global_attn_every_n_layers"
-    return number % checked(name, flat.get(name, 3), int) != 0
-
+EVERY = ("global_attn_every_n_layers", 3)
 
 MODERNBERT = Family(
     model_type="modernbert",
@@ -30,7 +24,7 @@ MODERNBERT = Family(
         *keys(embedding_dropout=0.0, mlp_dropout=0.0, initializer_range=0.02),
         *keys(tie_word_embeddings=True),
         Rope(160_000.0, theta_local=10_000.0, old=("global_rope_theta", "local_rope_theta")),
-        Windows(128, two_of_three, theirs="local_attention"),
+        Windows(128, lambda layer, flat: layer % whole(flat, *EVERY) > 0, theirs="local_attention"),
     ),
     always={"stack": "encoder", "position": "rope", "norm": "layer_norm"}
     | dict.fromkeys(("embedding_norm", "skip_first_norm", "gated", "scaled_residual_init"), True)

@@ -1,28 +1,16 @@
 """Qwen 2 (arXiv:2407.10671) and 3 (arXiv:2505.09388), dense and with experts."""
 
-from lm.hub.keys import Key, Rope, Windows, checked, keys
+from lm.hub.keys import Key, Rope, Windows, keys, whole
 from lm.hub.llama import ATTENTION_BIAS, LAYER, TENSORS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED, ROUTER, experts
 from lm.hub.tensors import Tensor
 
 SIZES = (151936, 32768, 4096, 32, 32, 32, 22016)
-
-
-def late(number, flat):
-    """Whether a layer is local where config.json does not list them: those from a number on."""
-    return number >= _bound(flat)
-
-
-def early(number, flat):
-    """The same of Qwen 2 with experts: every second of those up to a number."""
-    return number % 2 == 0 and number < _bound(flat)
-
-
-def _bound(flat):
-    return checked("max_window_layers", flat.get("max_window_layers", 28), int, 0)
-
-
-WINDOWS = Windows(4096, late, switch="use_sliding_window")
+# Local are, where config.json does not list them, those from a number on; of Qwen 2 with experts
+# every second of those up to it.
+BOUND, SWITCH = ("max_window_layers", 28, 0), "use_sliding_window"
+WINDOWS = Windows(4096, lambda layer, flat: layer >= whole(flat, *BOUND), SWITCH)
+EARLY = Windows(4096, lambda layer, flat: layer % 2 == 0 and layer < whole(flat, *BOUND), SWITCH)
 
 QWEN2 = like_llama(
     "qwen2", "Qwen2ForCausalLM", (*sizes(*SIZES), Rope(), WINDOWS), {"qkv_bias": True}
@@ -56,7 +44,7 @@ QWEN2_MOE = like_llama(
     "Qwen2MoeForCausalLM",
     (
         *sizes(151936, 32768, 2048, 24, 16, 16, 5632),
-        *(Rope(), Windows(4096, early, switch="use_sliding_window"), *routing(4, 60, 1408)),
+        *(Rope(), EARLY, *routing(4, 60, 1408)),
         *keys(qkv_bias=True, shared_expert_intermediate_size=5632),
     ),
     {"shared_expert_gate": True},
@@ -70,7 +58,7 @@ QWEN3_MOE = like_llama(
     "Qwen3MoeForCausalLM",
     (
         *sizes(151936, 32768, 2048, 24, 32, 4, 6144),
-        *(Rope(), *ATTENTION_BIAS, Windows(4096, switch="use_sliding_window")),
+        *(Rope(), *ATTENTION_BIAS, Windows(4096, switch=SWITCH)),
         *routing(8, 128, 768),
     ),
     {"query_key_norm": "head"},
