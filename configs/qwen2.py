@@ -45,12 +45,10 @@ qwen2_72b = preset("qwen2_72b", 72_706_203_648, large, 80, 8192, 64, 8, 29568, 7
 qwen2_5_3b = preset("qwen2_5_3b", 3_085_938_688, sized, 36, 2048, 16, 2, 11008, 18e12, **TIED)
 qwen2_5_14b = preset("qwen2_5_14b", 14_770_033_664, large, 48, 5120, 40, 8, 13824, 18e12)
 qwen2_5_32b = preset("qwen2_5_32b", 32_763_876_352, large, 64, 5120, 40, 8, 27648, 18e12, 1.5e-4)
-qwen2_57b_a14b = preset(
-    "qwen2_57b_a14b", 57_408_658_944, with_experts, 1.5e-4, 64, 8, 2560, 20480, 28, 3584, 28, 4
-)
-qwen1_5_moe_a2_7b = preset(
-    "qwen1_5_moe_a2_7b", 14_315_784_192, with_experts, 3e-4, 60, 4, 1408, 5632, 24, 2048, 16, 16
-)
+A14B = (1.5e-4, 64, 8, 2560, 20480, 28, 3584, 28, 4)
+A2_7B = (3e-4, 60, 4, 1408, 5632, 24, 2048, 16, 16)
+qwen2_57b_a14b = preset("qwen2_57b_a14b", 57_408_658_944, with_experts, *A14B)
+qwen1_5_moe_a2_7b = preset("qwen1_5_moe_a2_7b", 14_315_784_192, with_experts, *A2_7B)
 tiny = tiny_preset(qwen2_0_5b, 218_176, num_kv_heads=2, d_ff=176)
 TINY = {"num_experts": 8, "experts_per_token": 2, "expert_d_ff": 32, "shared_expert_d_ff": 64}
 tiny_moe = tiny_preset(qwen2_57b_a14b, 363_840, "tiny_moe", num_kv_heads=2, **TINY)

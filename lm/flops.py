@@ -127,9 +127,7 @@ def training_flops_per_token(config, sequence_length, convention="causal", targe
     target = target_length or length if both else length
     if convention == "causal":
         matrices = _matrices(config).items()
-        products = sum(
-            size * (length if _is_of_source(name) else target) for name, size in matrices
-        )
+        products = sum(n * (length if _is_of_source(name) else target) for name, n in matrices)
         if config.mtp_depth:  # to predict a second token, with the head again
             sizes = _sizes(config, active=True).items()
             mtp = [n for name, n in sizes if name.startswith("mtp/") and _multiplies(name, config)]

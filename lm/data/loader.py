@@ -39,16 +39,12 @@ class Windows:
 
     def count(self, num_windows_of):
         """Sets how many windows each source has, and all before it."""
-        self.counts = [num_windows_of(store) for store in self.stores]
+        self.counts, examples = [num_windows_of(store) for store in self.stores], self.examples
         self.firsts = np.cumsum([0, *self.counts])[:-1]
         self.num_windows = sum(self.counts)
-        told = (
-            "objective.next_sentence=True takes text from elsewhere too, and the text is no longer"
-        )
-        pairs = self.examples and self.examples.several_windows
-        require(
-            self.num_windows > 1 or not pairs, f"{told} than data.sequence_length; name more text."
-        )
+        told = "objective.next_sentence=True takes text from elsewhere too"
+        told += ", and the text is no longer than data.sequence_length; name more text."
+        require(self.num_windows > 1 or not (examples and examples.several_windows), told)
 
     def read(self, window_B, lane_B, example_B=None, key_B=None):
         """window_B: numbers of the windows; lane_B: of those in which their lanes begin. example_B,

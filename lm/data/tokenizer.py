@@ -192,10 +192,9 @@ def find(name):
         return of_bytes()
     if name in KINDS:
         return None
-    told = (
-        f"data.tokenizer={name!r} is neither a kind of tokenizer nor the path of a tokenizer.json."
-    )
-    require(as_path(name, "data.tokenizer").exists(), told + did_you_mean(name, KINDS))
+    told = f"data.tokenizer={name!r} is neither a kind of tokenizer nor the path of"
+    remedy = f"a tokenizer.json.{did_you_mean(name, KINDS)}"
+    require(as_path(name, "data.tokenizer").exists(), f"{told} {remedy}")
     return load(name)
 
 
@@ -227,10 +226,8 @@ def train_tokenizer(kind, texts, size, special=""):
         return of_characters(sorted({*itertools.chain.from_iterable(texts)}))
     # Of unigram and wordpiece: some pieces, or letters, besides.
     least = {"bpe": 256, "unigram": 256 + 16, "wordpiece": 64}[kind] + len(first) + len(last)
-    told = (
-        f"data.tokenizer_size={size} is too small for {kind}; its bytes or letters and its special"
-    )
-    require(size >= least, f"{told} tokens need {least} or more.")
+    told = f"data.tokenizer_size={size} is too small for {kind}; its bytes or letters"
+    require(size >= least, f"{told} and its special tokens need {least} or more.")
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[kind]
     library = train(texts, size - len(last), list(first))
     # The blank of a text takes the space before it with it, as the words do that it stands for.

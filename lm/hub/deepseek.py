@@ -68,9 +68,7 @@ def latent(defaults, shared, experts, chosen, width, dense, scale):
     return (
         *without(sizes(*defaults), "head_dim"),
         *keys(qk_rope_head_dim=64, v_head_dim=128, kv_lora_rank=512),
-        shifted(
-            "qk_nope_head_dim", "head_width", lambda model: 128 + model["rope_width"], "rope_width"
-        ),
+        shifted("qk_nope_head_dim", "head_width", lambda x: 128 + x["rope_width"], "rope_width"),
         Key("q_lora_rank", "query_latent", 1536, null=0),
         Rope(scale_scores=True),
         *keys(n_routed_experts=experts, num_experts_per_tok=chosen, moe_intermediate_size=width),

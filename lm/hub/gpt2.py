@@ -97,10 +97,9 @@ class Alternation:
             names = [name for group, times in kinds for _ in range(times) for name in group]
         except (TypeError, ValueError):
             names = []
-        told = (
-            f"attention_types={kinds!r} must list global or local for {model['num_layers']} layers"
-        )
-        known = len(names) == model["num_layers"] and {*names} <= {"global", "local"}
+        count = model["num_layers"]
+        told = f"attention_types={kinds!r} must list global or local for {count} layers"
+        known = len(names) == count and {*names} <= {"global", "local"}
         require(known, f"{told}, as [[names, times], ...].")
         local = [name == "local" for name in names]
         return {"attention_pattern": pattern_of(local), "window": width if any(local) else 0}

@@ -268,10 +268,8 @@ class Rope:
 def _members(flat, name):
     """The members of an object of config.json, {} without it."""
     require(flat.get(name) is None, f"{name}={flat.get(name)!r} must be an object of config.json.")
-    found = {
-        key.removeprefix(f"{name}."): x for key, x in flat.items() if key.startswith(f"{name}.")
-    }
-    return {key: value for key, value in found.items() if value is not None}
+    start, given = f"{name}.", {key: value for key, value in flat.items() if value is not None}
+    return {key.removeprefix(start): x for key, x in given.items() if key.startswith(start)}
 
 
 def _refuse_others(given, known):

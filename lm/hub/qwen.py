@@ -12,9 +12,8 @@ BOUND, SWITCH = ("max_window_layers", 28, 0), "use_sliding_window"
 WINDOWS = Windows(4096, lambda layer, flat: layer >= whole(flat, *BOUND), SWITCH)
 EARLY = Windows(4096, lambda layer, flat: layer % 2 == 0 and layer < whole(flat, *BOUND), SWITCH)
 
-QWEN2 = like_llama(
-    "qwen2", "Qwen2ForCausalLM", (*sizes(*SIZES), Rope(), WINDOWS), {"qkv_bias": True}
-)
+ROWS = (*sizes(*SIZES), Rope(), WINDOWS)
+QWEN2 = like_llama("qwen2", "Qwen2ForCausalLM", ROWS, {"qkv_bias": True})
 QWEN3 = like_llama(
     "qwen3",
     "Qwen3ForCausalLM",

@@ -56,13 +56,10 @@ class SpanCorruption(SourceTarget):
         self.end = token("end", kind, data, tokenizer)
         self.sentinels = token("sentinels", kind, data, tokenizer)
         most = max(span_counts(self.raw_length, rate, mean)[1] for _, mean, rate in self.denoisers)
-        told = (
-            f"objective.kind={kind!r} makes {most} spans of the {self.raw_length} tokens that fill"
-        )
-        there = f"the tokenizer has {len(self.sentinels)} sentinels"
-        remedy = f"{there}; shorten the sequences or lengthen the spans."
-        fits = most <= len(self.sentinels)
-        require(fits, f"{told} data.sequence_length={self.length}, and {remedy}")
+        there, tokens = len(self.sentinels), f"{self.raw_length} tokens"
+        told = f"objective.kind={kind!r} makes {most} spans of the {tokens} that fill"
+        told += f" data.sequence_length={self.length}, and the tokenizer has {there} sentinels"
+        require(most <= there, f"{told}; shorten the sequences or lengthen the spans.")
 
     def make_denoisers(self, objective):
         """(mode or None, mean span length, rate) of each, all as often as each other."""

@@ -141,10 +141,8 @@ def _encoded(model, number, prompt):
         told = f"{name} holds token {token}; the model's are 0 to {vocab - 1}."
         require(0 <= token < vocab, told)
     most = model.config.num_positions
-    told = (
-        f"{name} of {tokens.size} tokens is longer than the model's {most} positions; shorten it."
-    )
-    require(model.config.stack == "decoder" or tokens.size <= most, told)
+    told = f"{name} of {tokens.size} tokens is longer than the model's {most} positions"
+    require(model.config.stack == "decoder" or tokens.size <= most, f"{told}; shorten it.")
     return tokens.tolist()
 
 
@@ -217,9 +215,8 @@ def _continued(model, prompts, sources, rows, settings, sizes):
             written = jax.device_put(written, NamedSharding(model.mesh, P()))
         tokens_BN, broken_B1 = map(np.asarray, written)
         if broken_B1.any():
-            told = (
-                f"the logits after prompts[{rows['number_B'][broken_B1.argmax()]}] are not finite"
-            )
+            first = rows["number_B"][broken_B1.argmax()]
+            told = f"the logits after prompts[{first}] are not finite"
             cause = "the weights are damaged, or their training diverged"
             raise RunError(f"{told}: {cause}; take the checkpoint of an earlier step.")
         new = [tokens_N[tokens_N >= 0].tolist() for tokens_N in tokens_BN]

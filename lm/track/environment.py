@@ -62,12 +62,10 @@ def commit(folder):
         return None
     try:
         head, changes = (
-            subprocess.run(
-                ["git", "-C", str(folder), *of], check=True, capture_output=True, text=True
-            )
+            subprocess.check_output(["git", *of], cwd=folder, stderr=subprocess.DEVNULL, text=True)
             for of in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         )
-        return {"commit": head.stdout.strip(), "dirty": bool(changes.stdout.strip())}
+        return {"commit": head.strip(), "dirty": bool(changes.strip())}
     except (OSError, subprocess.CalledProcessError):  # no git here, no commit yet, not our files
         return None
 

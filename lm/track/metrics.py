@@ -156,9 +156,8 @@ class _TensorBoard:
 
     def write(self, step, numbers):
         if self.writer is None:  # from its first step on, a resumed run replaces what was logged
-            self.writer = self.module.SummaryWriter(
-                str(self.folder), purge_step=step, filename_suffix=f".{uuid.uuid4().hex}"
-            )
+            names = {"logdir": str(self.folder), "filename_suffix": f".{uuid.uuid4().hex}"}
+            self.writer = self.module.SummaryWriter(purge_step=step, **names)
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, step)
 

@@ -71,9 +71,8 @@ class Progress(contextlib.AbstractContextManager):
         step, values, left = map(progress.TextColumn, texts)
         console = Console(file=self.file)
         self.bar = progress.Progress(step, progress.BarColumn(20), values, left, console=console)
-        self.task = self.bar.add_task(
-            "", total=self.num_steps, completed=first_step, values="compiling", left=""
-        )
+        first, last = first_step, self.num_steps
+        self.task = self.bar.add_task("", True, last, first, values="compiling", left="")
         self.bar.start()
 
 
