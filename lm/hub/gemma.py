@@ -3,7 +3,7 @@
 """
 
 from lm.hub.family import HEADS_DIVIDE
-from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, whole, without
+from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, found, without
 from lm.hub.llama import ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, like_llama, sizes
 from lm.hub.tensors import Tensor, norm
 
@@ -48,7 +48,7 @@ SANDWICH = (
     *norm(LAYER + "post_feedforward_layernorm", "layers/feedforward_output_norm"),
 )
 NORMED = (*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD)
-EVERY = ("sliding_window_pattern", 6)
+EVERY = ("sliding_window_pattern", 6, int)
 GEMMA2 = like_llama(
     "gemma2",
     "Gemma2ForCausalLM",
@@ -71,7 +71,7 @@ GEMMA3 = like_llama(
             attn_logit_softcapping=0.0,
         ),
         Rope(1_000_000.0, theta_local=10_000.0),
-        Windows(4096, lambda layer, flat: (layer + 1) % whole(flat, *EVERY) > 0),
+        Windows(4096, lambda layer, flat: (layer + 1) % found(flat, *EVERY) > 0),
     ),
     {**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
     required={"use_bidirectional_attention": False},

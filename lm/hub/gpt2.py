@@ -9,7 +9,7 @@ from typing import Any
 
 from lm.errors import require
 from lm.hub.family import HEADS_DIVIDE, STANDARD, Family
-from lm.hub.keys import ACTIVATIONS, Key, altered, checked, keys, pattern_of
+from lm.hub.keys import ACTIVATIONS, Key, altered, found, keys, pattern_of
 from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain, under
 
 LAYER = "transformer.h.{layer}."
@@ -92,7 +92,7 @@ class Alternation:
 
     def read(self, flat, model):
         kinds: Any = flat.get("attention_types") or [[["global", "local"], 12]]
-        width = checked("window_size", flat.get("window_size", 256), int)
+        width = found(flat, "window_size", 256, int)
         try:
             names = [name for group, times in kinds for _ in range(times) for name in group]
         except (TypeError, ValueError):

@@ -76,9 +76,9 @@ def checked(name, value, kind, least=1):
     return value
 
 
-def whole(flat, name, default, least=1):
-    """The whole number that config.json has under this name, or the default."""
-    return checked(name, flat.get(name, default), int, least)
+def found(flat, name, default, kind=float, least=1):
+    """What config.json has under this name, or the default; checked."""
+    return checked(name, flat.get(name, default), kind, least)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,11 +240,11 @@ class Rope:
 
     def _mscale(self, given, factor):
         """The factors of YaRN's cosines and sines, and of scores; arXiv:2309.00071, equation 22."""
-        whole, length = _number(given, "mscale_all_dim", 0.0), math.log(max(1.0, factor))
-        natural, scale = 0.1 * length + 1, _number(given, "mscale", 0.0)
+        whole, length = found(given, "mscale_all_dim", 0.0), math.log(max(1.0, factor))
+        natural, scale = 0.1 * length + 1, found(given, "mscale", 0.0)
         if scale and whole:
             natural = (0.1 * scale * length + 1) / (0.1 * whole * length + 1)
-        keys = {"rope_attention_factor": _number(given, "attention_factor", natural)}
+        keys = {"rope_attention_factor": found(given, "attention_factor", natural)}
         return keys | ({"rope_mscale": whole} if self.scale_scores else {})
 
     def write(self, config):
@@ -277,10 +277,6 @@ def _refuse_others(given, known):
         neutral = name == "partial_rotary_factor" and value == 1
         told = f"lm has no rotary positions with {name}={value!r}, only without it."
         require(name in known or name in FURTHER or neutral, told)
-
-
-def _number(given, name, default):
-    return checked(name, given.get(name, default), float)
 
 
 def _theta(given, flat, name, default):

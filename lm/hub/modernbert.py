@@ -4,11 +4,11 @@ three. Query, key and value are rows of one matrix, gate and up of another.
 
 from lm.hub.bert import HEADLESS, MASKED, head
 from lm.hub.family import HEADS_DIVIDE, Family
-from lm.hub.keys import Rope, Windows, keys, whole
+from lm.hub.keys import Rope, Windows, found, keys
 from lm.hub.tensors import linear, norm, plain, under
 
 LAYER = "model.layers.{layer}."
-EVERY = ("global_attn_every_n_layers", 3)
+EVERY = ("global_attn_every_n_layers", 3, int)
 
 MODERNBERT = Family(
     model_type="modernbert",
@@ -24,7 +24,7 @@ MODERNBERT = Family(
         *keys(embedding_dropout=0.0, mlp_dropout=0.0, initializer_range=0.02),
         *keys(tie_word_embeddings=True),
         Rope(160_000.0, theta_local=10_000.0, old=("global_rope_theta", "local_rope_theta")),
-        Windows(128, lambda layer, flat: layer % whole(flat, *EVERY) > 0, theirs="local_attention"),
+        Windows(128, lambda layer, flat: layer % found(flat, *EVERY) > 0, theirs="local_attention"),
     ),
     always={"stack": "encoder", "position": "rope", "norm": "layer_norm"}
     | dict.fromkeys(("embedding_norm", "skip_first_norm", "gated", "scaled_residual_init"), True)

@@ -1,6 +1,6 @@
 """Qwen 2 (arXiv:2407.10671) and 3 (arXiv:2505.09388), dense and with experts."""
 
-from lm.hub.keys import Key, Rope, Windows, keys, whole
+from lm.hub.keys import Key, Rope, Windows, found, keys
 from lm.hub.llama import ATTENTION_BIAS, LAYER, TENSORS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED, ROUTER, experts
 from lm.hub.tensors import Tensor
@@ -8,9 +8,9 @@ from lm.hub.tensors import Tensor
 SIZES = (151936, 32768, 4096, 32, 32, 32, 22016)
 # Local are, where config.json does not list them, those from a number on; of Qwen 2 with experts
 # every second of those up to it.
-BOUND, SWITCH = ("max_window_layers", 28, 0), "use_sliding_window"
-WINDOWS = Windows(4096, lambda layer, flat: layer >= whole(flat, *BOUND), SWITCH)
-EARLY = Windows(4096, lambda layer, flat: layer % 2 == 0 and layer < whole(flat, *BOUND), SWITCH)
+BOUND, SWITCH = ("max_window_layers", 28, int, 0), "use_sliding_window"
+WINDOWS = Windows(4096, lambda layer, flat: layer >= found(flat, *BOUND), SWITCH)
+EARLY = Windows(4096, lambda layer, flat: layer % 2 == 0 and layer < found(flat, *BOUND), SWITCH)
 
 ROWS = (*sizes(*SIZES), Rope(), WINDOWS)
 QWEN2 = like_llama("qwen2", "Qwen2ForCausalLM", ROWS, {"qkv_bias": True})

@@ -132,11 +132,9 @@ def _shifted(x_BT):
 
 def _scored(model, hidden_BTD, targets_BT, weights_BT, config):
     """(minimised, cross-entropy) of what the head makes of hidden states: both summed over weighted
-    positions.
-
-    By config.logits_chunk columns of the vocabulary at a time, computed again in the backward pass:
-    logits (B, T, V) never exist, nor a head gathered whole, and where the vocabulary is divided
-    over devices each has its part of every chunk.
+    positions. By config.logits_chunk columns of the vocabulary at a time, computed again in the
+    backward pass: logits (B, T, V) never exist, nor a head gathered whole, and where the vocabulary
+    is divided over devices each has its part of every chunk.
     """
     states_BTD, columns = model.before_logits(hidden_BTD)
     vocab_size = columns["kernel_DV"].shape[-1]

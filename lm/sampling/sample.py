@@ -197,10 +197,9 @@ def _rows(num_prompts, num_samples, num_tokens, shards, seed):
 
 def _continued(model, prompts, sources, rows, settings, sizes):
     """Each row's prompt and what was written after it: B lists of tokens. sources: for each prompt
-    what an encoder reads, or None.
-
-    Each round is one program, in which every row writes until its own table is full, and then waits
-    for the others: where it is read anew depends on itself alone. Without a table one round is all.
+    what an encoder reads, or None. Each round is one program, in which every row writes until its
+    own table is full, and then waits for the others: where it is read anew depends on itself alone.
+    Without a table one round is all.
     """
     shards, end, table = _shards(model.mesh), settings["end"], settings["table"]
     texts = [prompts[number] for number in rows["number_B"]]
