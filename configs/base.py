@@ -18,14 +18,12 @@ def base():
     return section(
         model=section(
             stack="decoder",  # or encoder (a token sees all others), encoder_decoder
-            # Rows of the embedding; may be more than tokens, for a mesh to divide.
-            vocab_size=placeholder(int),  # derived: the tokenizer's size
+            vocab_size=placeholder(int),  # or more, for a mesh to divide; derived: the tokenizer's
             d_model=768,
             num_layers=12,
             num_encoder_layers=placeholder(int),  # of an encoder_decoder; derived: num_layers
             num_heads=12,
-            # num_heads is multi-head, 1 multi-query, in between grouped-query attention.
-            num_kv_heads=placeholder(int),  # derived: num_heads
+            num_kv_heads=placeholder(int),  # 1: multi-query; derived: num_heads, multi-head
             head_width=placeholder(int),  # derived: d_model / num_heads
             d_ff=placeholder(int),  # hidden units, of one branch if gated; derived: 4 * d_model
             # learned, sinusoid (sine and cosine interleaved), sinusoid_halves (first all sines),
@@ -53,8 +51,7 @@ def base():
             rope_truncate=True,
             # yarn: of cosines and sines; derived: 0.1 * ln(rope_factor) + 1, or 1 with rope_mscale.
             rope_attention_factor=placeholder(float),
-            # yarn: scores times (0.1 * this * ln(rope_factor) + 1) squared (DeepSeek).
-            rope_mscale=0.0,
+            rope_mscale=0.0,  # yarn: scores * (0.1 * this * ln(rope_factor) + 1) ** 2 (DeepSeek)
             norm="layer_norm",  # or rms_norm
             norm_eps=1e-5,
             norm_bias=True,
@@ -88,16 +85,14 @@ def base():
             experts_every=1,  # of the others every n-th has, the n-th first
             router_score="softmax",  # over the experts, or sigmoid of each (DeepSeek V3)
             router_bias=False,
-            # In the choice, not in the weights, and moved by optim.router_bias_step.
-            router_selection_bias=False,
+            router_selection_bias=False,  # in the choice alone; optim.router_bias_step moves it
             router_renormalise=False,  # divide the chosen experts' scores by their sum,
             router_scale=1.0,  # and multiply them by this
             router_groups=1,  # of experts,
             router_groups_kept=1,  # of which only the best are chosen from:
             router_group_score="max",  # by their best, or top2: by the sum of their two best
             router_jitter=0.0,  # training multiplies its input by uniform noise in 1 +- this
-            # Tokens of a sequence that an expert takes, the first come; others pass by. 0: all.
-            expert_capacity=0,
+            expert_capacity=0,  # tokens of a sequence that it takes, the first come; 0: all
             # The same as a multiple of sequence_length * experts_per_token / num_experts.
             expert_capacity_factor=0.0,
             mtp_depth=0,  # modules that predict one more token ahead (DeepSeek V3): 0 or 1
@@ -105,7 +100,7 @@ def base():
             # the scale that T5's scores lack, and the embedding: 1).
             initializer="normal",
             initializer_std=0.02,  # of the first two
-            # Divide the std of what writes to the residual stream by sqrt(2 * num_layers) (GPT-2).
+            # The std of what writes to the residual stream over sqrt(2 * num_layers) (GPT-2).
             scaled_residual_init=True,
             # Off: a run of one or few epochs over its data does not need it.
             embedding_dropout=0.0,
@@ -115,30 +110,22 @@ def base():
             final_dropout=0.0,  # after the last norm (T5)
             attention_scale=placeholder(float),  # of scores; derived: 1 / sqrt(head_width)
             attention_cap=0.0,  # cap * tanh(score / cap) (Gemma 2); 0: as they are
-            # A learned logit for each head that takes probability and gives nothing (GPT-OSS).
-            attention_sinks=False,
+            attention_sinks=False,  # a learned logit of each head that gives nothing (GPT-OSS)
             query_key_norm="none",  # or head (of each head, Qwen3), full (of all, OLMo 2)
-            # Layers that see a window: "full", "local", or what repeats, as "local,full".
-            attention_pattern="full",
-            # Keys that a local layer's query sees, its own too; in an encoder half on either side.
-            window=0,
-            # Tokens that see and are seen by all, with projections of their own (Longformer).
-            global_attention=False,
-            # A decoder reads its prompt, or an objective's source, in both directions.
-            prefix_attention=False,
+            attention_pattern="full",  # or "local", or what layers repeat, as "local,full"
+            window=0,  # keys that a local query sees, its own too; in an encoder half on each side
+            global_attention=False,  # some tokens, by their own projections, see all (Longformer)
+            prefix_attention=False,  # a prompt, or an objective's source, is read both ways
             kv_latent=0,  # width of the latent of keys and values (DeepSeek V2); 0: none
             query_latent=0,  # of the latent of queries; 0: they come from the residual stream
             rope_width=placeholder(int),  # the rotated last part of a head; derived: head_width
             value_width=placeholder(int),  # derived: head_width
             attention_backend="plain",  # a name in lm.nn.attention.BACKENDS
-            # Of weights and Adam's moments; float64 is for proofs, with JAX_ENABLE_X64.
-            param_dtype="float32",
+            param_dtype="float32",  # and of moments; float64 is for proofs, with JAX_ENABLE_X64
             # Of matrix products; bfloat16 is what TPUs and GPUs are fast at. Norms, softmax and
             # loss are never below float32.
             compute_dtype="float32",
-            # Compile one layer and loop over it: compile time does not grow with depth. Unrolled
-            # gives the same numbers.
-            scan_layers=True,
+            scan_layers=True,  # compile one layer and loop: fast at any depth; same numbers
             # What the backward pass recomputes: none, dots (all but matrix products), full (each
             # layer whole), or full but for those of layer_input, query, key, value, attention (what
             # heads give), gate and up that are named, as "query,key,value".
@@ -193,10 +180,8 @@ def base():
             batch_size=8,  # sequences per update, over all devices and all accumulation steps
             sequence_length=256,
             target_length=0,  # of an encoder_decoder's decoder; 0: as the objective needs
-            # Or contiguous: rows of the batch go on where they stopped, for models with memory.
-            order="shuffled",
-            # Attention and positions end with the document. Off: one long stream (GPT-2).
-            separate_documents=True,
+            order="shuffled",  # or contiguous: rows go on where they stopped, for memories
+            separate_documents=True,  # attention and positions end with one; off: a stream (GPT-2)
             prefetch=4,  # batches prepared ahead by a background thread
             # Token stores, shared by runs and, at a gs:// or s3:// URL, by machines, which copy
             # them to ~/.cache/lm. Empty: $LM_CACHE, or else ~/.cache/lm.
@@ -216,11 +201,9 @@ def base():
         optim=section(
             peak_lr=6e-4,
             warmup_steps=100,
-            # constant, cosine, linear, inverse_sqrt or wsd (warm-up, stable, decay); all after a
-            # linear warm-up.
+            # Constant, cosine, linear, inverse_sqrt or wsd (stable, then decay), after a warm-up.
             schedule="cosine",
-            # Where it ends; set it to lengthen a run without another schedule.
-            decay_steps=placeholder(int),  # derived: train.num_steps
+            decay_steps=placeholder(int),  # set it to lengthen a run; derived: train.num_steps
             final_lr_fraction=0.1,  # where it ends, of peak_lr
             cooldown_fraction=0.2,  # wsd: the last part of decay_steps that decays
             beta1=0.9,
@@ -233,19 +216,16 @@ def base():
             shard_moments=False,
             offload_moments=False,  # to the host's memory, fetched in each step (TPUs and GPUs)
             clip_norm=1.0,  # largest norm of the whole gradient; 0: never clipped
-            # How far a selection bias moves each step, up for experts with less than their share.
-            router_bias_step=0.0,
+            router_bias_step=0.0,  # up for experts with less than their share, down for others
         ),
         train=section(
             num_steps=1000,
             seed=0,
             accumulation_steps=1,  # parts of a batch, run in turn, and the gradients summed
-            # Steps in a row with a non-finite loss or gradient, each skipped, that stop the run.
-            max_skipped_steps=10,
+            max_skipped_steps=10,  # in a row, for a loss or gradient not finite, that stop the run
             # A loss that is so many median absolute deviations above the median of the last
-            # spike_window (at most 128) steps takes the run back to its last checkpoint; from there
-            # it leaves out the last spike_skip batches, that step's being the last of them. 0:
-            # never.
+            # spike_window (at most 128) steps takes the run back to its last checkpoint, from where
+            # it leaves out the last spike_skip batches, up to that step's. 0: never.
             spike_threshold=0.0,
             spike_window=128,
             spike_skip=1,

@@ -137,16 +137,12 @@ def _parse(line):
 
 def _mend(path):
     """Drop what follows the last line end, or end it if it is a whole line."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    torn = content[content.rfind(b"\n") + 1 :]
-    with path.open("r+b") as file:
-        if torn and _parse(torn):
-            file.seek(0, 2)
-            file.write(b"\n")
-        elif torn:
-            file.truncate(len(content) - len(torn))
+    content = path.read_bytes() if path.is_file() else b""
+    if torn := content[content.rfind(b"\n") + 1 :]:
+        with path.open("r+b") as file:
+            file.seek(0 if _parse(torn) else -len(torn), 2)
+            file.write(b"\n" if _parse(torn) else b"")
+            file.truncate()
 
 
 class _TensorBoard:

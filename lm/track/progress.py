@@ -28,14 +28,28 @@ class Progress(contextlib.AbstractContextManager):
         self.first, self.left = None, ""
         self.bar = None
         if self.file.isatty() and not quiet:
-            self._start_bar(first_step)
+            from rich import progress
+            from rich.console import Console
+
+            texts = "step {task.completed}/{task.total}", "{task.fields[values]}"
+            step, values, left = map(progress.TextColumn, (*texts, "{task.fields[left]}"))
+            columns, console = (step, progress.BarColumn(20), values, left), Console(file=self.file)
+            self.bar = progress.Progress(*columns, console=console)
+            fields = {"values": "compiling", "left": ""}
+            self.task = self.bar.add_task("", True, num_steps, first_step, True, **fields)
+            self.bar.start()
 
     def __call__(self, step, values):
         if self.quiet:
             return
         trained = "train/loss" in values
         if trained:
-            self._estimate(step)
+            # The time left, at the mean pace since the first logged step: what is before compiles.
+            now = self.clock()
+            first_step, start = self.first = self.first or (step, now)
+            if step > first_step:
+                seconds = (now - start) / (step - first_step) * (self.num_steps - 1 - step)
+                self.left = f"{datetime.timedelta(seconds=round(seconds))} left"
         line = f"step {step}/{self.num_steps}  {describe(values)}"
         if self.bar is None:
             ending = f"  {self.left}" if trained and self.left else ""
@@ -47,33 +61,12 @@ class Progress(contextlib.AbstractContextManager):
         if any(name.startswith("eval/") for name in values):
             self.bar.console.print(line, highlight=False)
 
-    def _estimate(self, step):
-        """The time left, at the mean pace since the first logged step: what is before compiles."""
-        now = self.clock()
-        self.first = self.first or (step, now)
-        first_step, start = self.first
-        if step > first_step:
-            seconds = (now - start) / (step - first_step) * (self.num_steps - 1 - step)
-            self.left = f"{datetime.timedelta(seconds=round(seconds))} left"
-
     def close(self):
         if self.bar is not None:
             self.bar.stop()
 
     def __exit__(self, *exception):
         self.close()
-
-    def _start_bar(self, first_step):
-        from rich import progress
-        from rich.console import Console
-
-        texts = "step {task.completed}/{task.total}", "{task.fields[values]}", "{task.fields[left]}"
-        step, values, left = map(progress.TextColumn, texts)
-        console = Console(file=self.file)
-        self.bar = progress.Progress(step, progress.BarColumn(20), values, left, console=console)
-        first, last = first_step, self.num_steps
-        self.task = self.bar.add_task("", True, last, first, values="compiling", left="")
-        self.bar.start()
 
 
 def describe(values):
