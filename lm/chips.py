@@ -21,13 +21,9 @@ class Device:
 
 
 def _device(chip, devices, gigabytes, gigabytes_per_second, **teraflops):
-    return Device(
-        chip=chip,
-        devices_per_chip=devices,
-        memory=gigabytes * 1e9 / devices,
-        bandwidth=gigabytes_per_second * 1e9 / devices,
-        flops={dtype: peak * 1e12 / devices for dtype, peak in teraflops.items()},
-    )
+    memory, bandwidth = gigabytes * 1e9 / devices, gigabytes_per_second * 1e9 / devices
+    flops = {dtype: peak * 1e12 / devices for dtype, peak in teraflops.items()}
+    return Device(chip, devices, memory, bandwidth, flops)
 
 
 def _gpu(chip, gigabytes, gigabytes_per_second, half, int8, float8):

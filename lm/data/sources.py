@@ -37,6 +37,9 @@ NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test", "
 class NotText(UserError):
     """A file that is not UTF-8."""
 
+    def __init__(self, source, at):
+        super().__init__(f"{source.name} is not UTF-8 at byte {at}; convert it or leave it out.")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -234,13 +237,9 @@ def decoded(source):
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise _not_utf8(source, start + error.start) from None
+            raise NotText(source, start + error.start) from None
         yield text if done else text.removeprefix("\ufeff")
         done += len(block)
-
-
-def _not_utf8(source, at):
-    return NotText(f"{source.name} is not UTF-8 at byte {at}; convert it or leave it out.")
 
 
 def _json_texts(source, key):
@@ -252,7 +251,7 @@ def _json_texts(source, key):
             try:
                 row = json.loads(line) if line.strip() else None
             except UnicodeDecodeError as error:
-                raise _not_utf8(source, at + error.start) from None
+                raise NotText(source, at + error.start) from None
             except ValueError as error:
                 reason = f"{source.name}, line {number}, is not JSON ({error})"
                 raise UserError(f"{reason}; mend it or leave it out.") from None

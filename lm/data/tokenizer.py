@@ -44,6 +44,7 @@ SPECIAL_TOKENS = {
 }
 # GPT-2's pre-tokenization, as a pattern; no contractions.
 PARTS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TWICE = {"min_frequency": 2, "show_progress": False}  # a pair seen once is no regularity
 SPACE = "▁"  # SentencePiece's
 # How a token begins that begins a word: white space as text, as SentencePiece's, as byte-level's.
 WORD_STARTS = tuple(f" \n\t\r{SPACE}ĠĊĉč")
@@ -239,13 +240,8 @@ def _train_bpe(texts, size, special):
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,  # a pair seen once is no regularity
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    alphabet, names = sorted(pre_tokenizers.ByteLevel.alphabet()), {"special_tokens": special}
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, **names, **TWICE)
     library.train_from_iterator(texts, trainer)
     return library
 
@@ -264,14 +260,9 @@ def _train_wordpiece(texts, size, special):
     known = (letter for letter in letters if not letter.isspace())
     kept = sorted(sorted(known, key=lambda letter: (-letters[letter], letter))[: size // 8])
     alphabet = [form for letter in kept for form in (letter, f"##{letter}")]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        special_tokens=special + alphabet,
-        initial_alphabet=kept,
-        limit_alphabet=len(kept),
-        show_progress=False,
-    )
+    limits = {"initial_alphabet": kept, "limit_alphabet": len(kept)}
+    names = {"special_tokens": special + alphabet}
+    trainer = trainers.WordPieceTrainer(vocab_size=size, **names, **limits, **TWICE)
     library.train_from_iterator(texts, trainer)
     definition = json.loads(library.to_str())
     definition["added_tokens"] = definition["added_tokens"][: len(special)]

@@ -31,14 +31,11 @@ class Tensor:
 
 def under(start, ours, *rows):
     """The rows, with `start` before the names of tensors and `ours` before those of parameters."""
-    return tuple(
-        dataclasses.replace(
-            row,
-            name=start + row.name,
-            parts={ours + parameter: layout for parameter, layout in row.parts.items()},
-        )
-        for row in rows
-    )
+    moved = []
+    for row in rows:
+        parts = {ours + parameter: layout for parameter, layout in row.parts.items()}
+        moved.append(dataclasses.replace(row, name=start + row.name, parts=parts))
+    return tuple(moved)
 
 
 def plain(name, parameter):

@@ -49,8 +49,9 @@ def corrupt(tokens, clean_K, noise_K, sentinels):
 class SpanCorruption(SourceTarget):
     """Both end with </s>, which their lengths include: 568 tokens give 512 and 114."""
 
-    def __init__(self, kind, objective, data, model, tokenizer):
-        self.denoisers = self.make_denoisers(objective)
+    def __init__(self, kind, objective, data, model, tokenizer, denoisers=None):
+        """denoisers: (mode or None, mean span length, rate) of each, all as often as each other."""
+        self.denoisers = denoisers or ((None, objective.mean_span, objective.noise_rate),)
         super().__init__(kind, objective, data, model, tokenizer)
         self.modes = {}
         self.end = token("end", kind, data, tokenizer)
@@ -60,10 +61,6 @@ class SpanCorruption(SourceTarget):
         told = f"objective.kind={kind!r} makes {most} spans of the {tokens} that fill"
         told += f" data.sequence_length={self.length}, and the tokenizer has {there} sentinels"
         require(most <= there, f"{told}; shorten the sequences or lengthen the spans.")
-
-    def make_denoisers(self, objective):
-        """(mode or None, mean span length, rate) of each, all as often as each other."""
-        return ((None, objective.mean_span, objective.noise_rate),)
 
     def lengths(self, n):
         found = []
@@ -87,11 +84,8 @@ class UL2(SpanCorruption):
     """The source begins with the token of its mode: how much is missing, and where."""
 
     def __init__(self, kind, objective, data, model, tokenizer):
-        super().__init__(kind, objective, data, model, tokenizer)
+        super().__init__(kind, objective, data, model, tokenizer, UL2_DENOISERS)
         self.modes = token("modes", kind, data, tokenizer)
-
-    def make_denoisers(self, objective):
-        return UL2_DENOISERS
 
 
 class Prefix(SourceTarget):

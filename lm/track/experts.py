@@ -24,8 +24,8 @@ class DeadExperts:
             return None
         named = ", ".join(f"layer {layer} expert {expert}" for layer, expert in dead[:4])
         more = f" and {len(dead) - 4} more" if len(dead) > 4 else ""
-        return (
-            f"step {step}: {len(dead)} of {size} experts had no token in {self.window} logged "
-            f"steps: {named}{more} (layers with experts count from 0). A larger "
-            "objective.router_aux_loss or optim.router_bias_step spreads tokens."
+        told = (
+            f"step {step}: {len(dead)} of {size} experts had no token in {self.window} logged steps"
         )
+        remedy = "A larger objective.router_aux_loss or optim.router_bias_step spreads tokens."
+        return f"{told}: {named}{more} (layers with experts count from 0). {remedy}"
