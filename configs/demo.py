@@ -17,8 +17,6 @@ def cpu():
     config.data.update(tokenizer_size=512, batch_size=12, sequence_length=128)
     config.data.validation_fraction = 0.01
     config.optim.update(peak_lr=2e-3, warmup_steps=20)
-    config.train.num_steps = 1000
-    config.metrics.every_steps = 10
     config.evaluate.every_steps = 500
     config.checkpoint.every_steps = 50
     return config

@@ -35,7 +35,6 @@ transformer_big = common.preset("transformer_big", 214_171_648, sized, 1024, 16,
 def tiny():
     """264,704 parameters, of the shape of base, trained in seconds on a CPU."""
     config = common.tiny(transformer_base(), num_layers=2, embedding_scale=8.0)
-    config.data.target_length = 64
     # Norms after the sum learn more slowly.
     config.train.num_steps = 500
     return config

@@ -8,7 +8,7 @@ both directions.
 """
 
 from configs import palm, t5
-from configs.base import presets
+from configs.common import presets, tiny_preset
 
 
 def ul2_20b():
@@ -21,13 +21,6 @@ def ul2_20b():
     return config
 
 
-def tiny():
-    """275,392 parameters, of the same shape, trained in seconds on a CPU."""
-    config = t5.shrunk(ul2_20b(), d_ff=176)
-    config.data.target_length = 64
-    return config
-
-
 def tiny_palm2():
     """311,616 parameters, of the shape of PaLM, trained in seconds on a CPU by UL2's mixture."""
     config = palm.tiny()
@@ -37,4 +30,5 @@ def tiny_palm2():
     return config
 
 
+tiny = tiny_preset(ul2_20b, 275_392, shrink=t5.shrunk, d_ff=176)
 get_config = presets(ul2_20b, tiny, tiny_palm2)

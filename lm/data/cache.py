@@ -58,7 +58,7 @@ def published(folder, build):
     if is_url(folder):
         with explained(folder):
             return published(local(folder), lambda empty: _shared(folder, empty, build))
-    with _explained(folder):
+    try:
         if meta := _read(folder):
             return meta["info"]
         with _locked(folder) as locked:
@@ -87,6 +87,15 @@ def published(folder, build):
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             return info
+    except OSError as error:
+        remedy = "or set data.cache or LM_CACHE to another folder."
+        if error.errno in NO_SPACE:
+            reason = f"no space is left for {folder} ({error.strerror}); free some,"
+            raise RunError(f"{reason} {remedy}") from None
+        if error.errno in NO_ACCESS:
+            reason = f"{folder} cannot be written ({error.strerror}); make it writable,"
+            raise UserError(f"{reason} {remedy}") from None
+        raise
 
 
 def _shared(url, empty, build):
@@ -155,18 +164,3 @@ def _locked(folder):
         except OSError:  # a file system without locks
             locked = False
         yield locked
-
-
-@contextlib.contextmanager
-def _explained(folder):
-    try:
-        yield
-    except OSError as error:
-        remedy = "or set data.cache or LM_CACHE to another folder."
-        if error.errno in NO_SPACE:
-            reason = f"no space is left for {folder} ({error.strerror}); free some,"
-            raise RunError(f"{reason} {remedy}") from None
-        if error.errno in NO_ACCESS:
-            reason = f"{folder} cannot be written ({error.strerror}); make it writable,"
-            raise UserError(f"{reason} {remedy}") from None
-        raise
