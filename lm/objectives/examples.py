@@ -7,6 +7,8 @@ only random() is read, whose numbers no version of numpy changes. another(rng): 
 another window.
 """
 
+import itertools
+
 import numpy as np
 
 from lm.errors import UserError, require
@@ -87,9 +89,7 @@ class SourceTarget(Examples):
         keys = f"data.sequence_length={self.length}"
         keys += f" or data.target_length={self.target_length}" if self.target_length else ""
         require(self._fit(2), f"{keys} is too short for objective.kind={kind!r}; make it longer.")
-        self.raw_length = 2
-        while self._fit(self.raw_length + 1):
-            self.raw_length += 1
+        self.raw_length = next(n for n in itertools.count(2) if not self._fit(n + 1))
         needed = 0 if self.joined else self.lengths(self.raw_length)[1]
         self.target_length = self.target_length or needed
 

@@ -24,6 +24,7 @@ def environment(hosts=None):
     import jax
 
     kinds = [device.device_kind for device in jax.devices()]
+    names = filter(VARIABLES.match, sorted(os.environ))
     return {
         "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.orig_argv,
@@ -35,11 +36,7 @@ def environment(hosts=None):
         "processes": jax.process_count(),
         "hosts": hosts or [socket.gethostname()],  # of each process
         "cores": os.cpu_count(),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if VARIABLES.match(name) and not SECRETS.search(name)
-        },
+        "variables": {name: os.environ[name] for name in names if not SECRETS.search(name)},
     }
 
 
