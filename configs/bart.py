@@ -1,15 +1,13 @@
 """BART (Lewis et al. 2019, arXiv:1910.13461), base and large.
-
 Claim: exactly the published architecture and parameter counts, objective (30 % of tokens in spans
 of 3 on average, each now one mask, and sentences in another order) and budget (8000 sequences of
 1024, 500,000 steps). The optimiser is not published: here RoBERTa's. The large model had no dropout
-in its last tenth. The data is yours. Not run here at full length.
+in its last tenth.
 
     python -m experiments.train --config=configs/bart.py --workdir=runs/bart
 """
 
 from configs import bert, common, roberta
-from configs.base import presets
 
 
 def sized(num_layers, peak_lr, *sizes):
@@ -25,4 +23,4 @@ def sized(num_layers, peak_lr, *sizes):
 bart_base = common.preset("bart_base", 139_420_416, sized, 6, 6e-4)
 bart_large = common.preset("bart_large", 406_291_456, sized, 12, 4e-4, *bert.LARGE[1:])
 tiny = common.tiny_preset(bart_base, 274_944, num_layers=2)
-get_config = presets(bart_base, bart_large, tiny)
+get_config = common.presets(bart_base, bart_large, tiny)

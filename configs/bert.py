@@ -1,5 +1,4 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805), base and large, uncased and cased.
-
 Claim: exactly the published architecture and parameter counts, both heads of pretraining included,
 and the recipe: pairs of texts, 15 % of tokens predicted under 10 fixed masks, 256 sequences for 1 M
 steps (the paper's first 90 % had 128 tokens, here all have 512). The data is yours; the tokenizer
@@ -9,11 +8,10 @@ trained here is uncased. Not run here at full length.
 """
 
 from configs import common
-from configs.base import base, presets
 
 
 def sized(vocab_size, num_layers=12, d_model=768, num_heads=12):
-    config = base()
+    config = common.base()
     common.vocabulary(config, vocab_size)
     config.model.update(stack="encoder", max_positions=512, token_types=2, norm_placement="post")
     config.model.update(num_layers=num_layers, d_model=d_model, num_heads=num_heads)
@@ -55,4 +53,4 @@ def tiny_simcse():
 
 
 SIZES = (base_uncased, large_uncased, base_cased, large_cased)
-get_config = presets(*SIZES, tiny, tiny_electra, tiny_simcse)
+get_config = common.presets(*SIZES, tiny, tiny_electra, tiny_simcse)

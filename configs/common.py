@@ -4,6 +4,7 @@ The data is yours: `--config.data.path=TEXT`. No preset of a published size ran 
 """
 
 from configs.base import base
+from configs.base import presets as presets  # for the files of presets
 
 
 def llama_block(vocab_size, num_layers, d_model, num_heads, d_ff=None, peak_lr=3e-4, **model):
@@ -24,8 +25,7 @@ def llama_block(vocab_size, num_layers, d_model, num_heads, d_ff=None, peak_lr=3
     config.model.update(model)
     config.objective.logits_chunk = 8192
     budget(config, tokens=2e12, batch_size=1024, sequence_length=4096)
-    config.optim.update(peak_lr=peak_lr, warmup_steps=2000, beta1=0.9, beta2=0.95, eps=1e-5)
-    config.optim.update(final_lr_fraction=0.1, weight_decay=0.1, clip_norm=1.0)
+    config.optim.update(peak_lr=peak_lr, warmup_steps=2000, eps=1e-5)
     config.checkpoint.every_steps = 1000
     return config
 
@@ -54,6 +54,7 @@ def tiny(config, **model):
     config.objective.logits_chunk = 0
     # Evaluation reads all of the held-out part: one hundredth keeps it at seconds.
     config.data.update(batch_size=16, sequence_length=64, validation_fraction=0.01)
+    config.data.target_length = min(config.data.target_length, 64)
     config.optim = base().optim
     config.optim.update(peak_lr=3e-3, warmup_steps=20, router_bias_step=bias_step)
     config.train.num_steps = 250
@@ -76,7 +77,6 @@ def tiny_encoder(config, **model):
 
 def preset(name, count, make, *sizes, **more):
     """A preset as a row of a table of sizes: a function of nothing, that is make(*sizes, **more).
-
     count: its parameters, for the docstring; a number, or a text that begins with it.
     """
 

@@ -1,5 +1,4 @@
 """DeepSeek-V2, V2-Lite (arXiv:2405.04434) and V3 (arXiv:2412.19437).
-
 Claim: exactly the published architectures, parameter counts and number of tokens, the length of
 4096, AdamW 0.9 and 0.95, 2000 steps of warm-up, decay 0.1, clipping at 1.0 and std 0.006.
 
@@ -16,8 +15,7 @@ stretched 40 times by YaRN after the training; --config.model.rope_scaling=none
     python -m experiments.train --config=configs/deepseek.py --workdir=runs/a --config.mesh.fsdp=64
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, tiny_preset
+from configs.common import budget, llama_block, presets, tiny_preset
 
 
 def sized(vocab_size, *sizes, rope_mscale, tokens, batch_size, **model):

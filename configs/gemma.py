@@ -1,5 +1,4 @@
 """Gemma 2B and 7B (Gemma Team 2024, arXiv:2403.08295).
-
 Claim: exactly the published architectures and parameter counts, and the published number of tokens
 (3 and 6 T) in sequences of 8192. Batch and optimiser are not published: here the default recipe
 (configs/common.py).
@@ -7,8 +6,7 @@ Claim: exactly the published architectures and parameter counts, and the publish
     python -m experiments.train --config=configs/gemma.py --workdir=runs/gemma --config.mesh.fsdp=64
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset
+from configs.common import budget, llama_block, preset, presets, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, num_kv_heads, head_width, d_ff, tokens, length=8192):

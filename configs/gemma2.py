@@ -1,5 +1,4 @@
 """Gemma 2 in three sizes (Gemma Team 2024, arXiv:2408.00118).
-
 Claim: exactly the published architectures and parameter counts, and the published number of tokens
 (2, 8 and 13 T) in sequences of 8192. Batch and optimiser are not published: here the default recipe
 (configs/common.py). 2B and 9B were distilled from a larger model: here they learn from text alone.
@@ -8,13 +7,11 @@ Claim: exactly the published architectures and parameter counts, and the publish
 """
 
 from configs import gemma
-from configs.base import presets
-from configs.common import preset, tiny_preset
+from configs.common import preset, presets, tiny_preset
 
 
 def sized(scored_width, *sizes):
     """Gemma with a norm on both sides of a branch, caps, and a window in every second layer.
-
     scored_width: scores are divided by its square root; of 27B it is d_model / num_heads.
     """
     config = gemma.sized(*sizes)

@@ -1,5 +1,4 @@
 """Gemma 3 in five sizes, text only (Gemma Team 2025, arXiv:2503.19786).
-
 Claim: exactly the published architectures and parameter counts of the decoder, and the published
 number of tokens (2, 4, 12 and 14 T for 1B to 27B; 6 T for 270M by its model card) in sequences of
 32,768. Batch and optimiser are not published: here the default recipe (configs/common.py). All were
@@ -11,8 +10,7 @@ rotation of the release, 8 times slower, which came at the end of the training;
 """
 
 from configs import gemma
-from configs.base import presets
-from configs.common import preset, tiny_preset, vocabulary
+from configs.common import preset, presets, tiny_preset, vocabulary
 
 
 def sized(*sizes):

@@ -1,6 +1,5 @@
 """Gopher in six sizes (Rae et al. 2021, arXiv:2112.11446) and Chinchilla (Hoffmann et al. 2022,
 arXiv:2203.15556).
-
 Claim: the published sizes, RMS norms and relative positions of Transformer-XL, and the published
 recipe: 300 B tokens (Chinchilla 1.4 T) in sequences of 2048, peak learning rate and batch by size,
 1500 steps of warm-up, cosine to 10 %, clipping at 1.0 (0.25 for 7.1B and 280B), Adam without decay
@@ -14,8 +13,7 @@ Chinchilla: from 1.5 to 3 M), it has its first size throughout.
     python -m experiments.train --config=configs/gopher.py:gopher_1_4b --workdir=runs/gopher
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset
+from configs.common import budget, llama_block, preset, presets, tiny_preset
 
 
 def sized(num_layers, num_heads, head_width, peak_lr, batch_size, clip_norm=1.0, tokens=300e9):

@@ -1,5 +1,4 @@
 """GPT-1 (Radford et al. 2018, Improving Language Understanding by Generative Pre-Training).
-
 Claim: exactly the published architecture and recipe (section 4.1): Adam at 2.5e-4 after 2000 steps
 of warm-up, cosine to 0, batches of 64 x 512, dropout 0.1, decay 0.01 of all but norms and biases,
 100 epochs. The report does not say how many tokens an epoch has: here 985 M, the words of
@@ -9,12 +8,11 @@ BooksCorpus by its authors (arXiv:1506.06724, table 2), which is no longer given
 """
 
 from configs import common
-from configs.base import base, presets
 
 
 def gpt1():
     """116,534,784 parameters; the report gives none. Norms after the sum, and none at the end."""
-    config = base()
+    config = common.base()
     common.vocabulary(config, 40_478)
     config.model.update(norm_placement="post", final_norm=False, scaled_residual_init=False)
     config.model.update(embedding_dropout=0.1, attention_dropout=0.1, residual_dropout=0.1)
@@ -35,4 +33,4 @@ def tiny():
     return config
 
 
-get_config = presets(gpt1, tiny)
+get_config = common.presets(gpt1, tiny)

@@ -1,5 +1,4 @@
 """GPT-2 in four sizes (Radford et al. 2019, Language Models are Unsupervised Multitask Learners).
-
 Claim: exactly the published architecture and parameter counts. Neither WebText nor the learning
 rate was published: the recipe is GPT-3's at the same sizes (arXiv:2005.14165, table 2.1 and
 appendix B), warm-up over 375 M tokens and cosine to 10 % over 260 B of 300 B.
@@ -7,8 +6,7 @@ appendix B), warm-up over 375 M tokens and cosine to 10 % over 260 B of 300 B.
     python -m experiments.train --config=configs/gpt2.py:small --workdir=runs/gpt2
 """
 
-from configs.base import base, presets
-from configs.common import preset, tiny_preset, vocabulary
+from configs.common import base, preset, presets, tiny_preset, vocabulary
 
 
 def sized(num_layers, d_model, num_heads, peak_lr, batch_size=512):

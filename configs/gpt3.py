@@ -1,5 +1,4 @@
 """GPT-3 in eight sizes (Brown et al. 2020, arXiv:2005.14165).
-
 Claim: the sizes of table 2.1 to the letter, every second layer seeing a window, and the recipe of
 appendix B: Adam 0.9, 0.95 and 1e-8, batch and peak learning rate by size, warm-up over 375 M
 tokens, cosine to 10 % over 260 B of 300 B tokens, decay 0.1, clipping at 1.0.
@@ -13,8 +12,7 @@ repaired as others read them. Not done here: the ramp of the batch over the firs
 """
 
 from configs import gpt2
-from configs.base import presets
-from configs.common import budget, preset, tiny_preset
+from configs.common import budget, preset, presets, tiny_preset
 
 
 def row(num_layers, d_model, num_heads, head_width, batch_size, peak_lr):

@@ -1,6 +1,5 @@
 """GPT-Neo in three sizes (Black et al. 2021, doi:10.5281/zenodo.5297715): GPT-3 without scaling of
 scores and without biases of queries, keys and values.
-
 Claim: exactly the published architectures and parameter counts. Tokens (300, 380 and 420 B) and
 steps are those of the model cards; the rest is from the repository's configs/ of the released 1.3B
 and 2.7B: Adam 0.9, 0.95 and 1e-8, no decay, clipping at 1.0, 3000 steps of warm-up, cosine to 10 %
@@ -10,8 +9,7 @@ at step 300,000. For 125M there are none: here GPT-3's. Their data was the Pile.
 """
 
 from configs import gpt3
-from configs.base import presets
-from configs.common import preset, tiny_preset
+from configs.common import preset, presets, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, batch_size, peak_lr, num_steps):

@@ -1,5 +1,4 @@
 """GPT-OSS 20B and 120B (OpenAI 2025, arXiv:2508.10925).
-
 Claim: exactly the published architectures and parameter counts, of the weights before they are put
 into 4 bits. Of the training only the length of 4096 is known, from the release's YaRN, which takes
 it to 131,072: the rest is the default recipe (configs/common.py), 2 T tokens included, and 0.01 of
@@ -8,8 +7,7 @@ the router's balance loss (arXiv:2101.03961).
     python -m experiments.train --config=configs/gpt_oss.py --workdir=runs/a --config.mesh.fsdp=64
 """
 
-from configs.base import presets
-from configs.common import llama_block, preset, tiny_preset
+from configs.common import llama_block, preset, presets, tiny_preset
 
 
 def sized(num_layers, num_experts, peak_lr):

@@ -1,6 +1,5 @@
 """Llama 1 (arXiv:2302.13971), 2 (arXiv:2307.09288), and 3, 3.1 and 3.2 (arXiv:2407.21783) before
 the long-context stage.
-
 Claim: exactly the published architectures and parameter counts, and the published number of tokens.
 
 Llama 2 is the default recipe (configs/common.py). Llama 1: the same in sequences of 2048, eps 1e-8
@@ -17,8 +16,7 @@ and 405B, model cards).
     python -m experiments.train --config=configs/llama.py --workdir=runs/llama --config.mesh.fsdp=64
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset
+from configs.common import budget, llama_block, preset, presets, tiny_preset
 
 
 def llama1(tokens, *sizes):

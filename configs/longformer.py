@@ -1,14 +1,12 @@
 """Longformer (Beltagy et al. 2020, arXiv:2004.05150), base and large.
-
 Claim: exactly the published architecture and parameter counts, and the recipe: 64 sequences of 4096
 for 65,000 steps. It went on from RoBERTa's weights, and its rate fell with the third power: here it
-begins anew, and falls in a line. The data is yours. Not run here at full length.
+begins anew, and falls in a line.
 
     python -m experiments.train --config=configs/longformer.py --workdir=runs/longformer
 """
 
 from configs import bert, common, roberta
-from configs.base import presets
 
 
 def sized(*sizes):
@@ -23,4 +21,4 @@ def sized(*sizes):
 longformer_base = common.preset("longformer_base", 148_711_257, sized)
 longformer_large = common.preset("longformer_large", 434_653_273, sized, *bert.LARGE)
 tiny = common.tiny_preset(longformer_base, 164_864, shrink=common.tiny_encoder, window=16)
-get_config = presets(longformer_base, longformer_large, tiny)
+get_config = common.presets(longformer_base, longformer_large, tiny)

@@ -1,6 +1,5 @@
 """Mistral 7B (Jiang et al. 2023, arXiv:2310.06825), version 0.1 with its window of 4096 in every
 layer, and 0.3 without, which has 768 more tokens, for tools.
-
 Claim: exactly the published architectures and parameter counts. Of the training nothing is
 published but the length of 8192: the rest is the default recipe (configs/common.py), 2 T tokens
 included.
@@ -8,8 +7,7 @@ included.
     python -m experiments.train --config=configs/mistral.py --workdir=runs/a --config.mesh.fsdp=64
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset
+from configs.common import budget, llama_block, preset, presets, tiny_preset
 
 
 def sized(vocab_size, **model):

@@ -1,6 +1,5 @@
 """Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088): Mistral with 8 experts, of which
 every token takes 2.
-
 Claim: exactly the published architectures and parameter counts. Of the training nothing is
 published but the lengths (32,768 and 65,536) and, with the release, a coefficient of 0.02 of the
 router's balance loss: the rest is the default recipe (configs/common.py), 2 T tokens included.
@@ -8,8 +7,7 @@ router's balance loss: the rest is the default recipe (configs/common.py), 2 T t
     python -m experiments.train --config=configs/mixtral.py --workdir=runs/a --config.mesh.fsdp=128
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset
+from configs.common import budget, llama_block, preset, presets, tiny_preset
 
 
 def sized(sequence_length, *sizes):

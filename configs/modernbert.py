@@ -1,16 +1,14 @@
 """ModernBERT (Warner et al. 2024, arXiv:2412.13663), base and large.
-
 Claim: exactly the published architecture and parameter counts, and of the recipe 30 % of tokens
 masked and 1.7 T tokens in sequences of 1024. Not the paper's: its optimiser is StableAdamW, batches
 grew from 768 (large 448), large went on at 5e-5 after 900 B tokens, and both saw 300 B more of
-length 8192 and a decay at the end. The data is yours. Not run here at full length.
+length 8192 and a decay at the end.
 
     python -m experiments.train --config=configs/modernbert.py --workdir=runs/modernbert
 """
 
 from configs import bert
-from configs.base import presets
-from configs.common import budget, preset, tiny_encoder, tiny_preset
+from configs.common import budget, preset, presets, tiny_encoder, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, d_ff, peak_lr, batch_size):

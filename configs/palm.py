@@ -1,5 +1,4 @@
 """PaLM in three sizes (Chowdhery et al. 2022, arXiv:2204.02311).
-
 Claim: exactly the published architectures and parameter counts (8.63, 62.50 and 540.35 B), length
 and number of tokens, 780 B (62B: 795 B, here the others').
 
@@ -15,8 +14,7 @@ steps, unlike Adafactor's no larger for larger parameters, move as fast as the k
     python -m experiments.train --config=configs/palm.py --workdir=runs/palm --config.mesh.fsdp=64
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset
+from configs.common import budget, llama_block, preset, presets, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, peak_lr=1.5e-4):

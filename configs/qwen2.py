@@ -1,6 +1,5 @@
 """Qwen2 (Yang et al. 2024, arXiv:2407.10671) with Qwen2.5 (arXiv:2412.15115), Qwen2-57B-A14B and
 Qwen1.5-MoE-A2.7B.
-
 Claim: exactly the published architectures and parameter counts, and the published number of tokens
 (7 T, 0.5B 12 T; Qwen2.5 18 T) at the length of 4096 before the long-context stage. Batch and
 optimiser are not published: here the default recipe (configs/common.py). The experts of 57B-A14B
@@ -11,8 +10,7 @@ here all begin anew, for 4.5 T. The rotation's base of 1e6 and the balance loss'
     python -m experiments.train --config=configs/qwen2.py:qwen2_1_5b --workdir=runs/qwen2
 """
 
-from configs.base import presets
-from configs.common import budget, llama_block, preset, tiny_preset, vocabulary
+from configs.common import budget, llama_block, preset, presets, tiny_preset, vocabulary
 
 
 def sized(num_layers, d_model, num_heads, num_kv_heads, d_ff, tokens, peak_lr=3e-4, **model):
@@ -47,12 +45,10 @@ qwen2_72b = preset("qwen2_72b", 72_706_203_648, large, 80, 8192, 64, 8, 29568, 7
 qwen2_5_3b = preset("qwen2_5_3b", 3_085_938_688, sized, 36, 2048, 16, 2, 11008, 18e12, **TIED)
 qwen2_5_14b = preset("qwen2_5_14b", 14_770_033_664, large, 48, 5120, 40, 8, 13824, 18e12)
 qwen2_5_32b = preset("qwen2_5_32b", 32_763_876_352, large, 64, 5120, 40, 8, 27648, 18e12, 1.5e-4)
-qwen2_57b_a14b = preset(
-    "qwen2_57b_a14b", 57_408_658_944, with_experts, 1.5e-4, 64, 8, 2560, 20480, 28, 3584, 28, 4
-)
-qwen1_5_moe_a2_7b = preset(
-    "qwen1_5_moe_a2_7b", 14_315_784_192, with_experts, 3e-4, 60, 4, 1408, 5632, 24, 2048, 16, 16
-)
+A14B = (1.5e-4, 64, 8, 2560, 20480, 28, 3584, 28, 4)
+A2_7B = (3e-4, 60, 4, 1408, 5632, 24, 2048, 16, 16)
+qwen2_57b_a14b = preset("qwen2_57b_a14b", 57_408_658_944, with_experts, *A14B)
+qwen1_5_moe_a2_7b = preset("qwen1_5_moe_a2_7b", 14_315_784_192, with_experts, *A2_7B)
 tiny = tiny_preset(qwen2_0_5b, 218_176, num_kv_heads=2, d_ff=176)
 TINY = {"num_experts": 8, "experts_per_token": 2, "expert_d_ff": 32, "shared_expert_d_ff": 64}
 tiny_moe = tiny_preset(qwen2_57b_a14b, 363_840, "tiny_moe", num_kv_heads=2, **TINY)

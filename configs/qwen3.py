@@ -1,5 +1,4 @@
 """Qwen3 in six sizes and two with experts (Yang et al. 2025, arXiv:2505.09388).
-
 Claim: exactly the published architectures and parameter counts, and the published number of tokens
 (36 T) at the length of 4096 before the long-context stage. Batch and optimiser are not published:
 here the default recipe (configs/common.py). Experts are balanced over the whole batch; the
@@ -9,8 +8,7 @@ coefficient, 0.001, and the rotation's base of 1e6 are those of the release.
 """
 
 from configs import qwen2
-from configs.base import presets
-from configs.common import preset, tiny_preset
+from configs.common import preset, presets, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, num_kv_heads, d_ff, peak_lr=3e-4, **model):

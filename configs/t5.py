@@ -1,16 +1,14 @@
 """T5 1.0 (Raffel et al. 2019, arXiv:1910.10683) and 1.1 in five sizes each.
-
 Claim: exactly the published architectures and parameter counts, objective (spans of 3 tokens, 15 %
 of the text, 512 tokens in and 114 out) and budget (2048 sequences, 1 M steps). Not the paper's: its
 optimiser is Adafactor at 1 over the square root of max(step, 10,000); here AdamW from 1e-3, after
-as many steps of warm-up. The data is yours. Not run here at full length.
+as many steps of warm-up.
 
     python -m experiments.train --config=configs/t5.py:t5_base --workdir=runs/t5
 """
 
 from configs import common
-from configs.base import base, presets
-from configs.common import preset, tiny_preset
+from configs.common import base, preset, presets, tiny_preset
 
 
 def sized(num_layers, d_model, num_heads, head_width, d_ff):

@@ -1,19 +1,17 @@
 """The Transformer of 2017 (Vaswani et al., arXiv:1706.03762), base and big.
-
 Claim: the architecture of its authors' code, without biases in attention (the paper rounds to 65
 and 213 M parameters), and the recipe: 25,000 tokens of source and of target a batch, 100,000 and
 300,000 steps, label smoothing 0.1. It translated pairs of sentences; here its source is the first
-part of a text, and its target the rest. The data is yours. Not run here at full length.
+part of a text, and its target the rest.
 
     python -m experiments.train --config=configs/transformer.py --workdir=runs/2017
 """
 
 from configs import common
-from configs.base import base, presets
 
 
 def sized(d_model, num_heads, dropout, num_steps):
-    config = base()
+    config = common.base()
     common.vocabulary(config, 37_000)
     config.model.update(stack="encoder_decoder", num_layers=6, d_model=d_model, num_heads=num_heads)
     config.model.update(position="sinusoid", norm_placement="post", final_norm=False)
@@ -37,10 +35,9 @@ transformer_big = common.preset("transformer_big", 214_171_648, sized, 1024, 16,
 def tiny():
     """264,704 parameters, of the shape of base, trained in seconds on a CPU."""
     config = common.tiny(transformer_base(), num_layers=2, embedding_scale=8.0)
-    config.data.target_length = 64
     # Norms after the sum learn more slowly.
     config.train.num_steps = 500
     return config
 
 
-get_config = presets(transformer_base, transformer_big, tiny)
+get_config = common.presets(transformer_base, transformer_big, tiny)

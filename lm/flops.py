@@ -50,14 +50,10 @@ def active_parameter_count(config):
     return sum(_sizes(config, active=True).values())
 
 
-def parameter_parts(config):
+def parameter_parts(config, active=False):
     """{part: number of its parameters}; the parts of all layers are taken together."""
-    return _parts(_sizes(config))
-
-
-def _parts(sizes):
     parts = {}
-    for name, size in sizes.items():
+    for name, size in _sizes(config, active).items():
         part = name.removeprefix("layers/").split("/")[0]
         part = "norms" if part.endswith("norm") else part
         parts[part] = parts.get(part, 0) + size
@@ -95,8 +91,7 @@ def _is_of_source(name):
 
 def _pair_flops(config):
     """FLOPs of one layer's attention, of a query and a key: their score, and the value."""
-    # Relative positions have a score of their own.
-    scores = 2 if config.position == "relative" else 1
+    scores = 2 if config.position == "relative" else 1  # relative positions have their own
     return 2 * config.num_heads * (scores * config.head_width + config.value_width)
 
 
@@ -127,14 +122,16 @@ def training_flops_per_token(config, sequence_length, convention="causal", targe
     chinchilla: 6 * active_parameter_count, the "6ND" (arXiv:2203.15556).
     kaplan: 6 * parameters other than embeddings and head (arXiv:2001.08361).
     """
-    assert convention in CONVENTIONS, convention
     length, pair = sequence_length, _pair_flops(config)
     both = config.stack == "encoder_decoder"
     target = target_length or length if both else length
     if convention == "causal":
-        products = _mtp_matmul_parameters(config) * length
-        for name, size in _matrices(config).items():
-            products += size * (length if _is_of_source(name) else target)
+        matrices = _matrices(config).items()
+        products = sum(n * (length if _is_of_source(name) else target) for name, n in matrices)
+        if config.mtp_depth:  # to predict a second token, with the head again
+            sizes = _sizes(config, active=True).items()
+            mtp = [n for name, n in sizes if name.startswith("mtp/") and _multiplies(name, config)]
+            products += (sum(mtp) + config.vocab_size * config.d_model) * length
         windows = _windows(config, target)
         pairs = _twice_pairs(config, target, windows + windows[-1:] * config.mtp_depth)
         if both:
@@ -150,17 +147,8 @@ def training_flops_per_token(config, sequence_length, convention="causal", targe
         return 6 * active_parameter_count(config) + 3 * pair * sum(windows)
     if convention == "chinchilla":
         return 6 * active_parameter_count(config)
-    parts = _parts(_sizes(config, active=True))
+    parts = parameter_parts(config, active=True)
     return 6 * sum(parts[part] for part in parts if part not in ("embed", "positions", "head"))
-
-
-def _mtp_matmul_parameters(config):
-    """What more multiplies a token in training, to predict a second one: with the head again."""
-    if not config.mtp_depth:
-        return 0
-    sizes = _sizes(config, active=True).items()
-    mtp = sum(size for name, size in sizes if name.startswith("mtp/") and _multiplies(name, config))
-    return mtp + config.vocab_size * config.d_model
 
 
 def forward_flops_per_token(config, sequence_length):
@@ -183,8 +171,7 @@ def decode_flops_per_token(config, context):
 
 def parameters_per_device(config, fsdp=1, tensor=1):
     """Parameters that one device of a mesh keeps, buffers too, by the table of lm/mesh.py."""
-    mesh = types.SimpleNamespace(shape={"data": 1, "fsdp": fsdp, "tensor": tensor})
-    total = 0
+    mesh, total = types.SimpleNamespace(shape={"data": 1, "fsdp": fsdp, "tensor": tensor}), 0
     for variable in _parameters(config).values():
         shape = variable.get_value().shape
         axes = [axis for axis in parameter_spec(variable.dims, shape, mesh) if axis]
@@ -210,22 +197,17 @@ def activation_bytes(config, tokens, columns, tensor=1):
     that is all that layers keep. logits: one float32 copy of them. tokens: of one device and one
     accumulation step; columns: of the vocabulary, as many as have their logits at one time.
     """
-    width = ITEM_BYTES[config.compute_dtype]
     layers = config.num_layers + config.num_encoder_layers + config.mtp_depth
-    return {
-        "layer_inputs": layers * tokens * config.d_model * width,
-        "logits": tokens * columns * 4 // tensor,
-    }
+    inputs = layers * tokens * config.d_model * ITEM_BYTES[config.compute_dtype]
+    return {"layer_inputs": inputs, "logits": tokens * columns * 4 // tensor}
 
 
 def cache_bytes(config, length):
     """Keys and values, or latents, of a sequence of `length` tokens in all layers, in the compute
     dtype: a local layer keeps those of its window, one with cross-attention a source as long.
     """
-    if config.kv_latent:
-        width = config.kv_latent + config.rope_width
-    else:
-        width = 2 * config.num_kv_heads * config.head_width
+    width = 2 * config.num_kv_heads * config.head_width
+    width = config.kv_latent + config.rope_width if config.kv_latent else width
     kept = _windows(config, length)
     kept += [length] * config.num_layers if config.stack == "encoder_decoder" else []
     return width * sum(kept) * ITEM_BYTES[config.compute_dtype]

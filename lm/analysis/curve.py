@@ -14,7 +14,6 @@ FEW = 30  # points that are seen better one by one than as a line with its mean
 
 def draw_curve(metrics_rows, path, title=""):
     """Draw losses, and below them learning rate and gradient norm, over steps, as PNG at path.
-
     metrics_rows: of `lm.track.metrics.read_metrics`. What was not finite is a gap. Raises UserError
     if there is no finite loss.
     """
@@ -100,9 +99,8 @@ def _draw_optimizer(panel, rate, norm):
 
 
 def smooth(values):
-    """The mean of the finite values in a window of a 50th of them, centred: it does not lag.
-
-    NaN where the value is.
+    """The mean of the finite values in a window of a 50th of them, centred: it does not lag. NaN
+    where the value is.
     """
     window = np.ones(max(1, len(values) // 100) * 2 + 1)
     finite = np.isfinite(values)

@@ -51,15 +51,14 @@ def report(line):
 
 
 def published(folder, build):
-    """The information that belongs to a folder of the cache: whatever JSON can spell.
-
-    If the folder is missing or damaged, build(empty folder) fills it and returns the information.
-    Raises RunError on a full disk, UserError where it cannot write; neither leaves anything behind.
+    """The information that belongs to a folder of the cache: whatever JSON can spell. If the folder
+    is missing or damaged, build(empty folder) fills it and returns the information. Raises RunError
+    on a full disk, UserError where it cannot write; neither leaves anything behind.
     """
     if is_url(folder):
         with explained(folder):
             return published(local(folder), lambda empty: _shared(folder, empty, build))
-    with _explained(folder):
+    try:
         if meta := _read(folder):
             return meta["info"]
         with _locked(folder) as locked:
@@ -76,10 +75,27 @@ def published(folder, build):
             try:
                 info = build(temporary)
                 _seal(temporary, info)
-                _publish(temporary, folder)
+                if folder.exists() and not _read(folder):
+                    damaged = temporary.with_name(f"{temporary.name}.damaged")
+                    folder.rename(damaged)
+                    shutil.rmtree(damaged)
+                temporary.rename(folder)
+            except OSError as error:
+                # Without locks another process may have been faster; its folder is the same.
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not _read(folder):
+                    raise
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             return info
+    except OSError as error:
+        remedy = "or set data.cache or LM_CACHE to another folder."
+        if error.errno in NO_SPACE:
+            reason = f"no space is left for {folder} ({error.strerror}); free some,"
+            raise RunError(f"{reason} {remedy}") from None
+        if error.errno in NO_ACCESS:
+            reason = f"{folder} cannot be written ({error.strerror}); make it writable,"
+            raise UserError(f"{reason} {remedy}") from None
+        raise
 
 
 def _shared(url, empty, build):
@@ -97,19 +113,6 @@ def _shared(url, empty, build):
     for path in sorted(empty.iterdir(), key=lambda path: path.name == META):
         files.put_file(os.fspath(path), f"{root}/{path.name}")
     return info
-
-
-def _publish(temporary, folder):
-    if folder.exists() and not _read(folder):
-        damaged = temporary.with_name(f"{temporary.name}.damaged")
-        os.rename(folder, damaged)
-        shutil.rmtree(damaged)
-    try:
-        os.rename(temporary, folder)
-    except OSError as error:
-        # Where there are no locks another process may have been faster; its folder is the same.
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
 
 
 def _read(folder):
@@ -161,18 +164,3 @@ def _locked(folder):
         except OSError:  # a file system without locks
             locked = False
         yield locked
-
-
-@contextlib.contextmanager
-def _explained(folder):
-    try:
-        yield
-    except OSError as error:
-        remedy = "or set data.cache or LM_CACHE to another folder."
-        if error.errno in NO_SPACE:
-            reason = f"no space is left for {folder} ({error.strerror}); free some,"
-            raise RunError(f"{reason} {remedy}") from None
-        if error.errno in NO_ACCESS:
-            reason = f"{folder} cannot be written ({error.strerror}); make it writable,"
-            raise UserError(f"{reason} {remedy}") from None
-        raise

@@ -34,26 +34,21 @@ class Windows:
         self.length = examples.raw_length if examples else config.sequence_length
         self.contiguous = config.order == "contiguous"
         self.separate = config.separate_documents
-        require(
-            not self.contiguous or len(self.stores) == 1,
-            "data.order='contiguous' is for one source; set data.order='shuffled'.",
-        )
+        told = "data.order='contiguous' is for one source; set data.order='shuffled'."
+        require(not self.contiguous or len(self.stores) == 1, told)
 
     def count(self, num_windows_of):
         """Sets how many windows each source has, and all before it."""
-        self.counts = [num_windows_of(store) for store in self.stores]
+        self.counts, examples = [num_windows_of(store) for store in self.stores], self.examples
         self.firsts = np.cumsum([0, *self.counts])[:-1]
         self.num_windows = sum(self.counts)
-        require(
-            self.num_windows > 1 or not (self.examples and self.examples.several_windows),
-            "objective.next_sentence=True takes text from elsewhere too, and the text is no longer "
-            "than data.sequence_length; name more text.",
-        )
+        told = "objective.next_sentence=True takes text from elsewhere too"
+        told += ", and the text is no longer than data.sequence_length; name more text."
+        require(self.num_windows > 1 or not (examples and examples.several_windows), told)
 
     def read(self, window_B, lane_B, example_B=None, key_B=None):
-        """window_B: numbers of the windows; lane_B: of those in which their lanes begin.
-
-        example_B, key_B: the number of each example, and that which with the seed fixes its noise.
+        """window_B: numbers of the windows; lane_B: of those in which their lanes begin. example_B,
+        key_B: the number of each example, and that which with the seed fixes its noise.
         """
         if self.examples:
             return self._made(window_B, example_B, key_B)
@@ -62,9 +57,8 @@ class Windows:
         batch, source_B = {}, np.searchsorted(self.firsts, window_B, "right") - 1
         for source in np.unique(source_B):
             rows, first = source_B == source, self.firsts[source]
-            store = self.stores[source]
-            causal = self._causal(store, window_B[rows] - first, lane_B[rows] - first)
-            for name, array in causal.items():
+            ours = self.stores[source], window_B[rows] - first, lane_B[rows] - first
+            for name, array in self._causal(*ours).items():
                 batch.setdefault(name, np.empty((len(rows), self.length), array.dtype))
                 batch[name][rows] = array
         return batch
@@ -117,11 +111,9 @@ class Batches(Windows):
             length = f"data.sequence_length={config.sequence_length}"
             if examples:
                 length, remedy = f"{self.length} tokens of an example", "name"
-            require(
-                (each.num_tokens - after) // self.length >= lanes,
-                f"the training part has {each.num_tokens} tokens; {lanes} x {length} needs "
-                f"{lanes * self.length + after}: {remedy} more text.",
-            )
+            needs = f"{lanes} x {length} needs {lanes * self.length + after}"
+            told = f"the training part has {each.num_tokens} tokens; {needs}: {remedy} more text."
+            require((each.num_tokens - after) // self.length >= lanes, told)
         self._order = functools.lru_cache(4)(self._order_of)
         self.count(lambda store: (store.num_tokens - after) // self.length)
 
@@ -161,20 +153,16 @@ class Batches(Windows):
 
 
 class ValidationBatches(Windows):
-    """A whole part in len() batches, the same each time: one source after the other.
-
-    Causal: each token but the first of a source is a target of weight 1 once. Else, examples of all
-    windows of 2 tokens or more.
+    """A whole part in len() batches, the same each time: one source after the other. Causal: each
+    token but the first of a source is a target of weight 1 once. Else, examples of all windows of 2
+    tokens or more.
     """
 
     def __init__(self, store, config, examples=None):
         super().__init__(store, config, examples, VALIDATION_SEED)
         for each in self.stores:
-            require(
-                each.num_tokens >= 2,
-                f"the validation part has {each.num_tokens} tokens and needs 2 or more; "
-                "name more text, or a data.validation_path.",
-            )
+            told = f"the validation part has {each.num_tokens} tokens and needs 2 or more"
+            require(each.num_tokens > 1, f"{told}; name more text, or a data.validation_path.")
         self.count(lambda store: -(-(store.num_tokens - 1) // self.length))
 
     def __len__(self):
@@ -191,7 +179,6 @@ class ValidationBatches(Windows):
 
 def batch_number(step, skipped):
     """The number of the batch that a step reads: of those not in `skipped`, ascending, the step-th.
-
     Left out are batches that a run was taken back before, see train.spike_threshold.
     """
     for number in skipped:
@@ -201,7 +188,6 @@ def batch_number(step, skipped):
 
 def place(batches, step, sharding, accumulation=None):
     """The batch of a step as global jax.Arrays: (A, B / A, T), or (B, T) without accumulation.
-
     sharding: of arrays of that rank. A process reads the rows that its devices hold, no others.
     """
     size = batches.batch_size
@@ -223,10 +209,9 @@ def place(batches, step, sharding, accumulation=None):
 
 
 def prefetch(make, steps, ahead):
-    """Yields make(step) for each of the steps; a thread works up to `ahead` of them in advance.
-
-    An error in make(step) is raised where its result is due. The thread ends with the iterator,
-    when that is exhausted, closed or collected.
+    """Yields make(step) for each of the steps; a thread works up to `ahead` of them in advance. An
+    error in make(step) is raised where its result is due. The thread ends with the iterator, when
+    that is exhausted, closed or collected.
     """
     executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="lm-prefetch")
     waiting = collections.deque()

@@ -30,10 +30,9 @@ def integers(key, weights):
 
 
 def counts(number, weights):
-    """How many of the first `number` examples are of each part: a list of integers.
-
-    The last part takes its share, rounded up, of all; the one before it of what is left, and so on:
-    each count grows with the number and is less than len(weights) from its share.
+    """How many of the first `number` examples are of each part: a list of integers. The last part
+    takes its share, rounded up, of all; the one before it of what is left, and so on: each count
+    grows with the number and is less than len(weights) from its share.
     """
     found, left = [], number
     for i in reversed(range(len(weights))):

@@ -10,10 +10,9 @@ TURNS = 4
 
 
 def mixed(x):
-    """A bijection of uint64 arrays that looks random: the finalizer of SplitMix64.
-
-    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", with the
-    constants of Stafford's variant 13.
+    """A bijection of uint64 arrays that looks random: the finalizer of SplitMix64. Steele, Lea and
+    Flood 2014, "Fast splittable pseudorandom number generators", with the constants of Stafford's
+    variant 13.
     """
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
@@ -51,7 +50,6 @@ def permutation(index, n, seed, epoch):
 
 def read(stream, start_B, length):
     """The windows that begin at start_B, (B, T): tokens and targets, int32, and weights, float32.
-
     The weight is 1; 0 where the stream has ended, and tokens and targets are arbitrary.
     """
     place_BT = start_B[:, None] + np.arange(length + 1)
@@ -64,9 +62,8 @@ def read(stream, start_B, length):
 
 
 def documents(document_starts, start_B, length, origin_B):
-    """Segments, from 1 in each window, and positions of its tokens; both int32 (B, T).
-
-    Positions count from where the document begins, or from origin_B <= start_B if that is later.
+    """Segments, from 1 in each window, and positions of its tokens; both int32 (B, T). Positions
+    count from where the document begins, or from origin_B <= start_B if that is later.
     """
     first_B = np.searchsorted(document_starts, start_B, "right") - 1
     last_B = np.searchsorted(document_starts, start_B + length, "left") - 1

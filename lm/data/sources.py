@@ -5,6 +5,7 @@ Two corpora are equal if the bytes of their files are, in order; names, places a
 """
 
 import codecs
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -35,6 +36,9 @@ NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test", "
 
 class NotText(UserError):
     """A file that is not UTF-8."""
+
+    def __init__(self, source, at):
+        super().__init__(f"{source.name} is not UTF-8 at byte {at}; convert it or leave it out.")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,11 @@ class Source:
         if not self.packing:
             yield from self.raw()
             return
-        new_stream, failure = _unpacker(self)
+        if self.packing == ".gz":
+            new_stream, failure = lambda: zlib.decompressobj(31), zlib.error
+        else:
+            library = _extra(self, "zstandard", "zstandard")
+            new_stream, failure = library.ZstdDecompressor().decompressobj, library.ZstdError
         stream = None
         try:
             for block in self.raw():
@@ -92,20 +100,11 @@ class Source:
         require(whole, f"{self.name} is a truncated or damaged {self.packing} file; copy it again.")
 
 
-def _unpacker(source):
-    """A function that gives a new decompressor, and the error that it raises."""
-    if source.packing == ".gz":
-        return lambda: zlib.decompressobj(31), zlib.error
-    zstandard = _extra(source, "zstandard", "zstandard")
-    return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
-
-
 def _extra(source, module, extra):
     try:
         return importlib.import_module(module)
     except ImportError:
-        message = f"{source.name} needs {module}: pip install 'lm[{extra}]'."
-        raise UserError(message) from None
+        raise UserError(f"{source.name} needs {module}: pip install 'lm[{extra}]'.") from None
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,7 @@ class Corpus:
 
     hashes: dict
     text_key: str
-
-    @property
-    def size(self):
-        return sum(source.size for source in self.hashes)
+    size = property(lambda self: sum(source.size for source in self.hashes))
 
     @property
     def hash(self):
@@ -136,24 +132,20 @@ class Corpus:
     def documents(self):
         for source, file_hash in self.hashes.items():
             if not source.rows:
-                yield Document(_rank(file_hash), lambda source=source: cut(decoded(source)))
+                pieces = functools.partial(lambda source: cut(decoded(source)), source)
+                yield Document(int(file_hash[:16], 16), pieces)
                 continue
             texts = _json_texts if source.rows == "json" else _parquet_texts
             for text in filter(None, texts(source, self.text_key)):
                 # JSON can spell half a surrogate pair; UTF-8, and so a tokenizer, cannot.
                 text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-                yield Document(_rank(hash_of(text)), lambda text=text: cut([text]))
-
-
-def _rank(hexadecimal):
-    return int(hexadecimal[:16], 16)
+                yield Document(int(hash_of(text)[:16], 16), functools.partial(cut, [text]))
 
 
 def read_corpus(key, path, text_key, cache):
-    """The Corpus at a path, the value of config key `key`; "" is the standard library's.
-
-    Of a folder, hidden files and those that are not UTF-8 are left out, the latter reported; a file
-    that was named must be text. cache: where the hashes of large files are remembered.
+    """The Corpus at a path, the value of config key `key`; "" is the standard library's. Of a
+    folder, hidden files and those that are not UTF-8 are left out, the latter reported; a file that
+    was named must be text. cache: where the hashes of large files are remembered.
     """
     if path:
         root, remedy = as_path(path, key), "name a text file, JSONL, or a folder of them."
@@ -167,7 +159,7 @@ def read_corpus(key, path, text_key, cache):
     hashes = dict(zip(files, _hashes(files, cache), strict=True))
     whole = {source: found for source, found in hashes.items() if found}
     if not whole:
-        _hash(files[0])  # raises what is wrong with it
+        collections.deque(decoded(files[0]), maxlen=0)  # raises what is wrong with it
     if left_out := len(files) - len(whole):
         report(f"{key}={path}: {left_out} of {len(files)} files are not UTF-8 and were left out.")
     return Corpus(whole, text_key)
@@ -187,10 +179,10 @@ def _objects(url):
     found = files_below(url)
     if url.is_file():
         return [Source(str(url), url, info=info) for info in found.values()]
-
     names = [name.split("/") for name in found if "/." not in f"/{name}"]
+    # A folder's files before its folders.
     names.sort(key=lambda parts: [*((1, folder) for folder in parts[:-1]), (0, parts[-1])])
-    paths = ["/".join(parts) for parts in names]  # a folder's files before its folders
+    paths = map("/".join, names)
     return [Source(str(url / path), url / path, info=found[path]) for path in paths]
 
 
@@ -198,49 +190,39 @@ def _standard_library():
     """The topics of Python's help, and the library's source without its tests."""
     from pydoc_data.topics import topics
 
-    for name in sorted(topics):
-        yield Source(f"help topic {name}", None, topics[name].encode())
+    for name, text in sorted(topics.items()):
+        yield Source(f"help topic {name}", None, text.encode())
     for source in _walk(Path(sysconfig.get_path("stdlib")), NOT_LIBRARY):
         if source.path.suffix == ".py":
             yield source
 
 
 def _hashes(files, cache):
-    """The hash of each file's bytes, or None if it should be text and is not.
-
-    Those of a large corpus are remembered, once it is old enough for its dates to tell a change.
+    """The hash of each file's bytes, or None if it should be text and is not. Those of a large
+    corpus are remembered, once it is old enough for its dates to tell a change.
     """
     listing, newest = [], 0
     for source in files:
         if not source.path:
             listing.append([source.name, _hash(source)])
-            continue
-        if info := source.info:  # an object's tag changes with it
+        elif info := source.info:  # an object's tag changes with it
             listing.append([source.name, info["size"], info.get("ETag") or info.get("etag")])
-            continue
-        status = source.path.stat()
-        newest = max(newest, status.st_mtime)
-        listing.append([str(source.path.absolute()), status.st_size, status.st_mtime_ns])
+        else:
+            status = source.path.stat()
+            newest = max(newest, status.st_mtime)
+            listing.append([str(source.path.absolute()), status.st_size, status.st_mtime_ns])
     if sum(source.size for source in files) < REMEMBERED or newest > time.time() - 2:
-        return _hashes_of(files)
-    return published(cache / "hashes" / hash_of(listing), lambda _: _hashes_of(files))
-
-
-def _hashes_of(files):
-    hashes = []
-    for source in files:
-        try:
-            hashes.append(_hash(source))
-        except NotText:
-            hashes.append(None)
-    return hashes
+        return [_hash(source) for source in files]
+    folder = cache / "hashes" / hash_of(listing)
+    return published(folder, lambda _: [_hash(source) for source in files])
 
 
 def _hash(source):
-    """The hash of a source's bytes. Raises NotText if it is one document and not UTF-8."""
-    if not source.rows:
-        for _ in decoded(source):
-            pass
+    """The hash of a source's bytes; None if it is one document and not UTF-8."""
+    try:
+        collections.deque(() if source.rows else decoded(source), maxlen=0)
+    except NotText:
+        return None
     digest = hashlib.blake2b(digest_size=16)
     for block in source.raw():
         digest.update(block)
@@ -255,13 +237,9 @@ def decoded(source):
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise _not_utf8(source, start + error.start) from None
+            raise NotText(source, start + error.start) from None
         yield text if done else text.removeprefix("\ufeff")
         done += len(block)
-
-
-def _not_utf8(source, at):
-    return NotText(f"{source.name} is not UTF-8 at byte {at}; convert it or leave it out.")
 
 
 def _json_texts(source, key):
@@ -273,7 +251,7 @@ def _json_texts(source, key):
             try:
                 row = json.loads(line) if line.strip() else None
             except UnicodeDecodeError as error:
-                raise _not_utf8(source, at + error.start) from None
+                raise NotText(source, at + error.start) from None
             except ValueError as error:
                 reason = f"{source.name}, line {number}, is not JSON ({error})"
                 raise UserError(f"{reason}; mend it or leave it out.") from None
@@ -284,10 +262,8 @@ def _json_texts(source, key):
 
 def _text(row, key, where):
     require(isinstance(row, dict), f"{where}, is not a JSON object; each line must be one.")
-    keys = ", ".join(row)
-    require(
-        key in row, f"{where}, lacks data.text_key={key}; its keys are {keys}: name one of them."
-    )
+    told = f"{where}, lacks data.text_key={key}; its keys are {', '.join(row)}: name one of them."
+    require(key in row, told)
     require(isinstance(row[key], str), f"{where}: {key} is {row[key]!r}, not text; mend it.")
     return row[key]
 
@@ -295,23 +271,21 @@ def _text(row, key, where):
 def _parquet_texts(source, key):
     pyarrow = _extra(source, "pyarrow", "parquet")
     parquet = _extra(source, "pyarrow.parquet", "parquet")
-    number = 0
     try:
         with source.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             names = file.schema_arrow.names
             _text(dict.fromkeys(names, ""), key, source.name)
-            for batch in file.iter_batches(1024, columns=[key]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield _text({key: value}, key, f"{source.name}, row {number}")
+            batches = file.iter_batches(1024, columns=[key])
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            for number, value in enumerate(values, start=1):
+                yield _text({key: value}, key, f"{source.name}, row {number}")
     except (pyarrow.ArrowException, OSError) as error:
-        reason = f"{source.name} is no whole Parquet file ({error})"
-        raise UserError(f"{reason}; copy it again.") from None
+        told = f"{source.name} is no whole Parquet file ({error}); copy it again."
+        raise UserError(told) from None
 
 
 def cut(blocks):
     """Parts the text of str blocks into pieces, PIECE to 2 * PIECE characters but for the last.
-
     Where, depends on the text only: if possible, where a tokenizer sees no difference.
     """
     rest = ""

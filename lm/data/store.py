@@ -33,22 +33,10 @@ class TokenStore:
     tokens: np.ndarray
     starts: np.ndarray
     num_bytes: int
-
-    @property
-    def num_tokens(self):
-        return len(self.tokens)
-
-    @property
-    def num_documents(self):
-        return len(self.starts)
-
-    @property
-    def stores(self):
-        return (self,)
-
-    @property
-    def weights(self):
-        return (1,)
+    num_tokens = property(lambda self: len(self.tokens))
+    num_documents = property(lambda self: len(self.starts))
+    stores = property(lambda self: (self,))
+    weights = (1,)
 
 
 @dataclass(frozen=True)
@@ -57,18 +45,9 @@ class MixedStore:
 
     stores: tuple
     weights: tuple
-
-    @property
-    def num_tokens(self):
-        return sum(store.num_tokens for store in self.stores)
-
-    @property
-    def num_documents(self):
-        return sum(store.num_documents for store in self.stores)
-
-    @property
-    def num_bytes(self):
-        return sum(store.num_bytes for store in self.stores)
+    num_tokens = property(lambda self: sum(store.num_tokens for store in self.stores))
+    num_documents = property(lambda self: sum(store.num_documents for store in self.stores))
+    num_bytes = property(lambda self: sum(store.num_bytes for store in self.stores))
 
 
 @dataclass(frozen=True)
@@ -92,9 +71,8 @@ class Texts:
 
 
 def open_data(config, tokenizer=None):
-    """The Data of a DataConfig, built where the cache lacks it.
-
-    tokenizer: that of the run to resume, instead of the one that data.tokenizer names.
+    """The Data of a DataConfig, built where the cache lacks it. tokenizer: that of the run to
+    resume, instead of the one that data.tokenizer names.
     """
     cache = cache_root(config.cache)
     paths, others, weights = _paths(config)
@@ -124,11 +102,9 @@ def _paths(config):
     others = [path.strip() for path in config.validation_path.split(",")]
     others = others if config.validation_path else [""] * len(paths)
     for key, found in (("path", paths), ("validation_path", others)):
-        require(
-            len(found) == len(weights),
-            f"data.weights={config.weights} is for {len(weights)} sources, and data.{key} names "
-            f"{len(found)}; separate as many with commas.",
-        )
+        told = f"data.weights={config.weights} is for {len(weights)} sources"
+        names = f"data.{key} names {len(found)}; separate as many with commas."
+        require(len(found) == len(weights), f"{told}, and {names}")
     return paths, others, weights
 
 
@@ -148,52 +124,48 @@ def _stores(texts, tokenizer, cache):
     between = ["[SEP]"] if tokenizer.kind == "wordpiece" else []
     key = hash_of([texts.content, tokenizer.fingerprint, *between])
     folder = cache / "tokens" / key
-    num_bytes = published(folder, lambda empty: _write(empty, texts.parts(), tokenizer))
-    train, validation = (_open(local(folder), part, tokenizer, num_bytes[part]) for part in PARTS)
-    require(
-        train.num_tokens and validation.num_tokens,
-        f"data.path={texts.path} gives {train.num_tokens} tokens for training and "
-        f"{validation.num_tokens} for validation; name more text, or a data.validation_path.",
+    dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
+
+    def write(empty):
+        pairs = zip(PARTS, texts.parts(), strict=True)
+        return {part: _write(empty / part, of(), tokenizer, dtype) for part, of in pairs}
+
+    num_bytes, here = published(folder, write), local(folder)
+    train, validation = (
+        TokenStore(
+            _mapped(here / f"{part}.tokens", dtype),
+            _mapped(here / f"{part}.starts", np.int64),
+            num_bytes[part],
+        )
+        for part in PARTS
     )
+    counts = f"{train.num_tokens} tokens for training and {validation.num_tokens} for validation"
+    told = f"data.path={texts.path} gives {counts}; name more text, or a data.validation_path."
+    require(train.num_tokens and validation.num_tokens, told)
     return key, train, validation
 
 
 def _train(config, texts):
     """A tokenizer learns from the training parts, but an alphabet must do for all."""
     trains, validations = zip(*(each.parts() for each in texts), strict=True)
-    documents = itertools.chain.from_iterable
-    if config.tokenizer == "characters":
-        parts = (part() for part in (*trains, *validations))
-        pieces = _pieces(documents(parts), "collecting characters")
-    else:
-        pieces = _pieces(documents(part() for part in trains), "reading text for the tokenizer")
-        pieces = itertools.islice(pieces, 0, None, 1 + sum(each.size for each in texts) // SAMPLE)
-    pieces = (piece for _, piece in pieces)
-    return tokenizers.train_tokenizer(
-        config.tokenizer, pieces, config.tokenizer_size, config.special_tokens
-    )
+    alphabet = config.tokenizer == "characters"
+    parts = (*trains, *validations) if alphabet else trains
+    every = 1 if alphabet else 1 + sum(each.size for each in texts) // SAMPLE
+    documents = itertools.chain.from_iterable(part() for part in parts)
+    pieces = itertools.islice(_pieces(documents, "reading text for the tokenizer"), 0, None, every)
+    kind, size, special = config.tokenizer, config.tokenizer_size, config.special_tokens
+    return tokenizers.train_tokenizer(kind, (piece for _, piece in pieces), size, special)
 
 
-def _dtype(tokenizer):
-    return np.uint16 if tokenizer.size <= 2**16 else np.uint32
-
-
-def _write(folder, parts, tokenizer):
-    """Writes the streams and where their documents start; returns the bytes of each one's text."""
-    return {
-        part: _write_part(folder / part, part, documents(), tokenizer)
-        for part, documents in zip(PARTS, parts, strict=True)
-    }
-
-
-def _write_part(path, part, documents, tokenizer):
+def _write(path, documents, tokenizer, dtype):
+    """Writes the stream of a part and where documents start; returns the bytes of its text."""
     num_bytes, num_tokens, opening = 0, 0, False
     end_of_text = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     with (
         open(path.with_suffix(".tokens"), "wb") as tokens_file,
         open(path.with_suffix(".starts"), "wb") as starts_file,
     ):
-        for batch in _batches(_pieces(documents, f"writing {part} tokens")):
+        for batch in _batches(_pieces(documents, f"writing {path.name} tokens")):
             texts, arrays, starts = [piece for _, piece in batch], [], []
             for (opens, _), tokens in zip(batch, tokenizer.encode_many(texts), strict=True):
                 opening |= opens
@@ -203,15 +175,10 @@ def _write_part(path, part, documents, tokenizer):
                     opening = not len(tokens)
                 arrays.append(tokens)
                 num_tokens += len(tokens)
-            tokens_file.write(np.concatenate(arrays).astype(_dtype(tokenizer)).tobytes())
+            tokens_file.write(np.concatenate(arrays).astype(dtype).tobytes())
             starts_file.write(np.array(starts, np.int64).tobytes())
             num_bytes += sum(len(text.encode()) for text in texts)
     return num_bytes
-
-
-def _open(folder, part, tokenizer, num_bytes):
-    tokens = _mapped(folder / f"{part}.tokens", _dtype(tokenizer))
-    return TokenStore(tokens, _mapped(folder / f"{part}.starts", np.int64), num_bytes)
 
 
 def _mapped(path, dtype):
@@ -229,9 +196,8 @@ def _pieces(documents, what):
             yield opens, piece
             opens, done, now = False, done + len(piece) / 1e6, time.monotonic()
             if now > shown + REPORT_SECONDS:
-                speed = done / (now - begun)
+                shown, speed = now, done / (now - begun)
                 report(f"{what}: {done:.0f} million characters, {speed:.1f} a second")
-                shown = now
 
 
 def _batches(pieces):

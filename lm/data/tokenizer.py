@@ -35,10 +35,8 @@ SENTINELS = 100  # T5's
 # and those that end it.
 BERT = (("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), ())
 ROBERTA = (("<s>", "<pad>", "</s>", "<unk>"), ("<mask>",))
-T5 = (
-    ("<pad>", "</s>", "<unk>"),
-    (*MODES, *(f"<extra_id_{i}>" for i in reversed(range(SENTINELS)))),
-)
+BLANKS = tuple(f"<extra_id_{i}>" for i in reversed(range(SENTINELS)))
+T5 = (("<pad>", "</s>", "<unk>"), (*MODES, *BLANKS))
 SPECIAL_TOKENS = {
     "bpe": {"end": ((END_OF_TEXT,), ()), "mask": ROBERTA, "sentinels": T5},
     "wordpiece": {"mask": BERT, "sentinels": T5},
@@ -46,6 +44,7 @@ SPECIAL_TOKENS = {
 }
 # GPT-2's pre-tokenization, as a pattern; no contractions.
 PARTS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TWICE = {"min_frequency": 2, "show_progress": False}  # a pair seen once is no regularity
 SPACE = "▁"  # SentencePiece's
 # How a token begins that begins a word: white space as text, as SentencePiece's, as byte-level's.
 WORD_STARTS = tuple(f" \n\t\r{SPACE}ĠĊĉč")
@@ -82,7 +81,11 @@ class Tokenizer:
         self.size = max(library.get_vocab().values()) + 1  # some vocabularies have gaps
         wordpiece = ["[SEP]"] if self.kind == "wordpiece" else []
         self.end_of_text = self._first([*END_OF_TEXT_NAMES, *wordpiece])
-        self.special = self._roles()
+        special = {role: self._first(names) for role, names in ROLES.items()}
+        numbered = (self.added.get(f"<extra_id_{i}>") for i in itertools.count())
+        special["sentinels"] = [*itertools.takewhile(lambda token: token is not None, numbered)]
+        special["modes"] = {name: self.added[name] for name in MODES if name in self.added}
+        self.special = {role: x for role, x in special.items() if x not in (None, [], {})}
         # Of plain characters: the library passes by those that it does not know.
         plain = not (library.pre_tokenizer or library.normalizer) and self.kind == "bpe"
         plain = plain and not library.model.unk_token and {*map(len, self.pieces())} == {1}
@@ -92,18 +95,9 @@ class Tokenizer:
         """The token of the first of these names that a special token has, or None."""
         return next((self.added[name] for name in names if name in self.added), None)
 
-    def _roles(self):
-        found = {role: self._first(names) for role, names in ROLES.items()}
-        special = {role: token for role, token in found.items() if token is not None}
-        numbered = (self.added.get(f"<extra_id_{i}>") for i in itertools.count())
-        sentinels = list(itertools.takewhile(lambda token: token is not None, numbered))
-        modes = {name: self.added[name] for name in MODES if name in self.added}
-        return special | {k: v for k, v in (("sentinels", sentinels), ("modes", modes)) if v}
-
     def encode(self, text, special=False):
-        """int32 tokens of a text; the name of a special token in it is ordinary text.
-
-        special=True: it is that token, as a prompt with a <mask> to fill in needs it.
+        """int32 tokens of a text; the name of a special token in it is ordinary text. special=True:
+        it is that token, as a prompt with a <mask> to fill in needs it.
         """
         self.library.encode_special_tokens = not special
         try:
@@ -117,17 +111,14 @@ class Tokenizer:
         for text, encoding in zip(texts, found, strict=True):
             if self.characters and len(encoding) < len(text):
                 unknown = next(letter for letter in text if letter not in self.characters)
-                raise UserError(
-                    f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the "
-                    f"{self.size} of the tokenizer; leave it out, or train with "
-                    "data.tokenizer=bytes."
-                )
+                told = f"the character {unknown!r} (U+{ord(unknown):04X}) is not one of the "
+                remedy = "leave it out, or train with data.tokenizer=bytes."
+                raise UserError(f"{told}{self.size} of the tokenizer; {remedy}")
         return [np.array(encoding.ids, np.int32) for encoding in found]
 
     def decode(self, tokens):
-        """The text of an array or list of tokens.
-
-        Half a character becomes U+FFFD; special tokens and numbers of no token become nothing.
+        """The text of an array or list of tokens. Half a character becomes U+FFFD; special tokens
+        and numbers of no token become nothing.
         """
         return self.library.decode([i for i in np.asarray(tokens).tolist() if i >= 0])
 
@@ -164,8 +155,7 @@ class Tokenizer:
 
 def of_bytes():
     """The Tokenizer of the bytes of UTF-8, and 256 for end of text."""
-    # The library writes a byte as its character, or, where that is none to print, as one from 256
-    # on.
+    # The library writes a byte as its character or, where that is not printed, as one from 256 on.
     known = {*pre_tokenizers.ByteLevel.alphabet()}
     vocabulary = {chr(byte): byte for byte in range(256) if chr(byte) in known}
     others = (byte for byte in range(256) if chr(byte) not in known)
@@ -193,8 +183,8 @@ def load(path):
     try:
         return Tokenizer(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        reason = f"{path} is not a tokenizer.json that we can read ({error})"
-        raise UserError(f"{reason}; copy or save it again.") from error
+        told = f"{path} is not a tokenizer.json that we can read ({error}); copy or save it again."
+        raise UserError(told) from error
 
 
 def find(name):
@@ -203,23 +193,18 @@ def find(name):
         return of_bytes()
     if name in KINDS:
         return None
-    require(
-        as_path(name, "data.tokenizer").exists(),
-        f"data.tokenizer={name!r} is neither a kind of tokenizer nor the path of a tokenizer.json."
-        f"{did_you_mean(name, KINDS)}",
-    )
+    told = f"data.tokenizer={name!r} is neither a kind of tokenizer nor the path of"
+    remedy = f"a tokenizer.json.{did_you_mean(name, KINDS)}"
+    require(as_path(name, "data.tokenizer").exists(), f"{told} {remedy}")
     return load(name)
 
 
 def special_tokens(kind, name):
     """(which of SPECIAL_TOKENS a tokenizer of this kind gets, those tokens); "" is its default."""
     if kind not in SPECIAL_TOKENS:
-        require(
-            not name,
-            f"data.special_tokens={name!r} is for a tokenizer that is trained here, and "
-            f"data.tokenizer={kind!r} is not; leave it empty, or train one of "
-            f"{', '.join(SPECIAL_TOKENS)}.",
-        )
+        told = f"data.special_tokens={name!r} is for a tokenizer that is trained here"
+        remedy = f"leave it empty, or train one of {', '.join(SPECIAL_TOKENS)}."
+        require(not name, f"{told}, and data.tokenizer={kind!r} is not; {remedy}")
         return "", ((), ())
     name = name or next(iter(SPECIAL_TOKENS[kind]))
     require_in(f"data.special_tokens (of {kind})", name, SPECIAL_TOKENS[kind])
@@ -242,11 +227,8 @@ def train_tokenizer(kind, texts, size, special=""):
         return of_characters(sorted({*itertools.chain.from_iterable(texts)}))
     # Of unigram and wordpiece: some pieces, or letters, besides.
     least = {"bpe": 256, "unigram": 256 + 16, "wordpiece": 64}[kind] + len(first) + len(last)
-    require(
-        size >= least,
-        f"data.tokenizer_size={size} is too small for {kind}; its bytes or letters and its special "
-        f"tokens need {least} or more.",
-    )
+    told = f"data.tokenizer_size={size} is too small for {kind}; its bytes or letters"
+    require(size >= least, f"{told} and its special tokens need {least} or more.")
     train = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}[kind]
     library = train(texts, size - len(last), list(first))
     # The blank of a text takes the space before it with it, as the words do that it stands for.
@@ -258,13 +240,8 @@ def _train_bpe(texts, size, special):
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,  # a pair seen once is no regularity
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    alphabet, names = sorted(pre_tokenizers.ByteLevel.alphabet()), {"special_tokens": special}
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, **names, **TWICE)
     library.train_from_iterator(texts, trainer)
     return library
 
@@ -283,14 +260,9 @@ def _train_wordpiece(texts, size, special):
     known = (letter for letter in letters if not letter.isspace())
     kept = sorted(sorted(known, key=lambda letter: (-letters[letter], letter))[: size // 8])
     alphabet = [form for letter in kept for form in (letter, f"##{letter}")]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        special_tokens=special + alphabet,
-        initial_alphabet=kept,
-        limit_alphabet=len(kept),
-        show_progress=False,
-    )
+    limits = {"initial_alphabet": kept, "limit_alphabet": len(kept)}
+    names = {"special_tokens": special + alphabet}
+    trainer = trainers.WordPieceTrainer(vocab_size=size, **names, **limits, **TWICE)
     library.train_from_iterator(texts, trainer)
     definition = json.loads(library.to_str())
     definition["added_tokens"] = definition["added_tokens"][: len(special)]
@@ -306,12 +278,8 @@ def _train_unigram(texts, size, special):
     library.decoder = decoders.Sequence(steps)
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
     unknown = next(name for name in special if name in ROLES["unknown"])
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size - len(spelled),
-        special_tokens=special,
-        unk_token=unknown,
-        show_progress=False,
-    )
+    names = {"special_tokens": special, "unk_token": unknown}
+    trainer = trainers.UnigramTrainer(vocab_size=size - len(spelled), show_progress=False, **names)
     library.train_from_iterator(texts, trainer)
     # The last digits of scores, and so their order, differ from run to run; so do the scores of
     # letters that are no pieces by themselves, which the trainer sets 0.0001 apart at the lowest.
@@ -320,9 +288,8 @@ def _train_unigram(texts, size, special):
     lowest = min((score for _, score in found), default=0)
     near = lowest + 1e-3 + 1e-4 * sum(len(piece) == 1 for piece, _ in found)
     scores = {p: lowest if len(p) == 1 and score < near else score for p, score in found}
-    found = [(piece, round(score, 3)) for piece, score in scores.items()]
-    found = sorted(found, key=lambda x: (-x[1], x[0]))
-    found = found[: size - len(special) - len(spelled)]
+    found = sorted((-round(score, 3), piece) for piece, score in scores.items())
+    found = [(piece, -score) for score, piece in found[: size - len(special) - len(spelled)]]
     vocabulary = [*((name, 0.0) for name in (*special, *spelled)), *found]
     library.model = models.Unigram(vocabulary, special.index(unknown), byte_fallback=True)
     return library

@@ -22,10 +22,8 @@ class Likelihood:
 
     def __init__(self, eval_step, batches, num_bytes, mesh, ahead):
         self.eval_step, self.batches, self.num_bytes = eval_step, batches, num_bytes
-        self.ahead = ahead
-        self.place = functools.partial(
-            place, batches, sharding=sharding(mesh, "microbatches"), accumulation=1
-        )
+        spread, self.ahead = sharding(mesh, "microbatches"), ahead
+        self.place = functools.partial(place, batches, sharding=spread, accumulation=1)
 
     def __call__(self, params):
         sums = []

@@ -22,18 +22,16 @@ class Unigram:
 
 
 class Bigram:
-    """Counts of pairs, interpolated with the unigram by Witten and Bell's rule.
-
-    p(w | v) = (c(v, w) + d(v) u(w)) / (c(v) + d(v)), where d(v) is how many different tokens follow
-    v. Chen and Goodman 1998, section 2.6.
+    """Counts of pairs, interpolated with the unigram by Witten and Bell's rule. p(w | v) = (c(v, w)
+    + d(v) u(w)) / (c(v) + d(v)), where d(v) is how many different tokens follow v. Chen and Goodman
+    1998, section 2.6.
     """
 
     def __init__(self, tokens, vocab_size):
         self.unigram, self.size = Unigram(tokens, vocab_size), vocab_size
         tokens = np.asarray(tokens, np.int64)
-        self.pairs, self.counts = np.unique(
-            tokens[:-1] * vocab_size + tokens[1:], return_counts=True
-        )
+        pairs = tokens[:-1] * vocab_size + tokens[1:]
+        self.pairs, self.counts = np.unique(pairs, return_counts=True)
         first = self.pairs // vocab_size
         self.followers_V = np.bincount(first, minlength=vocab_size)
         self.total_V = np.bincount(first, self.counts, minlength=vocab_size)

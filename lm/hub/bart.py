@@ -6,43 +6,18 @@ import dataclasses
 
 from lm.hub.bert import POST
 from lm.hub.family import HEADS_DIVIDE, Family
-from lm.hub.keys import ACTIVATIONS, Key, altered, without
+from lm.hub.keys import Key, altered, keys, scaled, shifted
 from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
 
-
-def root(scaled, model):
-    return model["d_model"] ** 0.5 if scaled else 1.0
-
-
 SIZES = (
-    *(Key("vocab_size", "vocab_size", 50265), Key("d_model", "d_model", 1024)),
-    *(Key("encoder_layers", "num_encoder_layers", 12), Key("decoder_layers", "num_layers", 12)),
-    Key("encoder_attention_heads", "num_heads", 16),
-    Key("decoder_attention_heads", "num_heads", 16),
-    *(Key("encoder_ffn_dim", "d_ff", 4096), Key("decoder_ffn_dim", "d_ff", 4096)),
-    Key("activation_function", "activation", "gelu", ACTIVATIONS),
-    Key("dropout", ("residual_dropout", "embedding_dropout"), 0.1),
-    Key("attention_dropout", "attention_dropout", 0.0),
-    Key("activation_dropout", "activation_dropout", 0.0),
-    Key("init_std", "initializer_std", 0.02),
-    Key(
-        "scale_embedding",
-        "embedding_scale",
-        1.0,
-        to_ours=root,
-        to_theirs=lambda scale, model: scale != 1,
-        kind=bool,
-    ),
+    *keys(vocab_size=50265, d_model=1024, encoder_layers=12, decoder_layers=12),
+    *keys(encoder_attention_heads=16, decoder_attention_heads=16, activation_function="gelu"),
+    *keys(encoder_ffn_dim=4096, decoder_ffn_dim=4096, dropout=0.1, attention_dropout=0.0),
+    *keys(activation_dropout=0.0, init_std=0.02, decoder_start_token_id=2),
+    *keys(tie_word_embeddings=True),
+    scaled("scale_embedding", "embedding_scale", 1.0, 0.5),
     # The first two rows of the table are never read.
-    Key(
-        "max_position_embeddings",
-        "max_positions",
-        1026,
-        to_ours=lambda length, model: length + 2,
-        to_theirs=lambda rows, model: rows - 2,
-    ),
-    Key("decoder_start_token_id", "start_token", 2, least=0),
-    Key("tie_word_embeddings", "tied_embedding", True),
+    shifted("max_position_embeddings", "max_positions", 1026, 2),
 )
 ALWAYS = {**POST, "stack": "encoder_decoder", "norm_eps": 1e-5}
 HEAD = {"head": "linear", "head_bias": "fixed"}
@@ -78,34 +53,27 @@ COPIES = {f"model.{name}.embed_tokens.weight": SHARED for name in ("encoder", "d
 BART = Family(
     model_type="bart",
     # The hub's own are BartModels: all but the bias, which is 0 without.
-    architectures={
-        "BartForConditionalGeneration": HEAD,
-        "BartModel": {**HEAD, "head_bias": "none"},
-    },
+    architectures={"BartForConditionalGeneration": HEAD, "BartModel": HEAD | {"head_bias": "none"}},
     keys=SIZES,
     always={**ALWAYS, "position_offset": 2, "embedding_norm": True},
-    written={"pad_token_id": lambda config: 1, "forced_eos_token_id": lambda config: None},
+    written={"pad_token_id": 1, "forced_eos_token_id": None},
     limits=HEADS_DIVIDE,
     tensors=TENSORS,
     copies=COPIES,
 )
 
-MARIAN_SIZES = without(SIZES, "max_position_embeddings")
 MARIAN = dataclasses.replace(
     BART,
     model_type="marian",
     architectures={"MarianMTModel": HEAD},
     keys=(
-        *altered(MARIAN_SIZES, vocab_size=58101, decoder_start_token_id=58100),
+        *altered(SIZES[:-1], vocab_size=58101, decoder_start_token_id=58100),
         Key("decoder_vocab_size", "vocab_size", lambda model: model["vocab_size"]),
-        Key("max_position_embeddings", "max_positions", 1024),
+        *keys(max_position_embeddings=1024),
     ),
     always={**ALWAYS, "position": "sinusoid_halves"},
     required={"share_encoder_decoder_embeddings": True},
-    written={
-        "pad_token_id": lambda config: config.start_token,
-        "forced_eos_token_id": lambda config: None,
-    },
+    written={"pad_token_id": lambda config: config.start_token, "forced_eos_token_id": None},
     # Sines and cosines, in old files.
     ignored=r"model\.(en|de)coder\.embed_positions\.weight",
 )

@@ -6,28 +6,20 @@ import dataclasses
 
 from lm.hub import gpt2
 from lm.hub.family import HEADS_DIVIDE, Family
-from lm.hub.keys import ACTIVATIONS, Key, Windows, altered, without
+from lm.hub.keys import Key, Windows, altered, keys, shifted, without
 from lm.hub.tensors import attention, linear, matrix, norm, plain
 
 SIZES = (
-    *(Key("vocab_size", "vocab_size", 30522), Key("max_position_embeddings", "max_positions", 512)),
-    *(Key("hidden_size", "d_model", 768), Key("intermediate_size", "d_ff", 3072)),
-    *(Key("num_hidden_layers", "num_layers", 12), Key("num_attention_heads", "num_heads", 12)),
-    *(Key("type_vocab_size", "token_types", 2), Key("layer_norm_eps", "norm_eps", 1e-12)),
-    Key("hidden_act", "activation", "gelu", ACTIVATIONS),
-    Key("hidden_dropout_prob", ("residual_dropout", "embedding_dropout"), 0.1),
-    Key("attention_probs_dropout_prob", "attention_dropout", 0.1),
-    Key("initializer_range", "initializer_std", 0.02),
+    *keys(vocab_size=30522, max_position_embeddings=512, hidden_size=768, num_hidden_layers=12),
+    *keys(num_attention_heads=12, intermediate_size=3072, type_vocab_size=2, layer_norm_eps=1e-12),
+    *keys(hidden_act="gelu", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1),
+    *keys(initializer_range=0.02),
 )
 POST = {**gpt2.ALWAYS, "norm_placement": "post", "final_norm": False}
 ALWAYS = {**POST, "stack": "encoder", "embedding_norm": True, "tied_embedding": True}
 # A head of its own has two biases in the files, of which one is not read.
-REQUIRED = {
-    "tie_word_embeddings": True,
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
+REQUIRED = {"tie_word_embeddings": True, "position_embedding_type": "absolute"}
+REQUIRED |= {"is_decoder": False, "add_cross_attention": False}
 MASKED = {"head": "transform", "head_bias": "learned", "pooler": False, "next_sentence": False}
 PRETRAINING = {**MASKED, "pooler": True, "next_sentence": True}
 HEADLESS = {"head": "none", "head_bias": "none", "pooler": True, "next_sentence": False}
@@ -93,14 +85,7 @@ ROBERTA = dataclasses.replace(
         *altered(without(SIZES, "hidden_act"), vocab_size=50265),
         # Its head has this one, whatever the layers have.
         Key("hidden_act", "activation", "gelu", {"gelu": "gelu"}),
-        Key(
-            "pad_token_id",
-            "position_offset",
-            2,
-            least=0,
-            to_ours=lambda row, model: row + 1,
-            to_theirs=lambda offset, model: offset - 1,
-        ),
+        shifted("pad_token_id", "position_offset", 2, 1, least=0),
     ),
     always={**ALWAYS, "position_pad_aware": True},
     tensors=(*encoder("roberta"), *HEAD),

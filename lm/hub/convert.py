@@ -28,7 +28,6 @@ SELECTION = "layers/experts/selection_bias_E"
 
 def import_model(folder, mesh=None, compute_dtype="float32"):
     """The LanguageModel of a folder: config.json, safetensors and, if there is one, tokenizer.json.
-
     Parameters keep the files' dtype. mesh: a jax.sharding.Mesh as lm.mesh makes it; None is one
     device. Raises UserError for all that is missing, superfluous, damaged, or not what lm has.
     """
@@ -38,9 +37,8 @@ def import_model(folder, mesh=None, compute_dtype="float32"):
         config, reads = _check(folder, family, content, files, compute_dtype)
         module, template = skeleton(config, mesh)
         params = _read_parameters(files, reads, template)
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    tokenizer = tokenizers.load(folder) if has_tokenizer else None
-    return LanguageModel(config, module, params, tokenizer, mesh)
+    there = (folder / "tokenizer.json").is_file()
+    return LanguageModel(config, module, params, tokenizers.load(folder) if there else None, mesh)
 
 
 def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finish=None):
@@ -58,18 +56,15 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
     if model.config.head == "none":
         found = {name.removeprefix(chosen.prefix): slot for name, slot in found.items()}
     params = _named(model.params)
-    require(
-        all(array.is_fully_addressable for array in params.values()),
-        "a model that lies on several hosts cannot be exported; load it in one process.",
-    )
+    told = "a model that lies on several hosts cannot be exported; load it in one process."
+    require(all(array.is_fully_addressable for array in params.values()), told)
 
     def fetch(name):
         return found[name].join(_fetch(params, part) for part in found[name].parts)
 
-    dtype = model.config.param_dtype
     content = tables.write_keys(chosen, model.config)
     # Both names of the dtype: `torch_dtype` is for transformers before version 5.
-    content |= {"dtype": dtype, "torch_dtype": dtype}
+    content |= dict.fromkeys(("dtype", "torch_dtype"), model.config.param_dtype)
     special = _special_tokens(model.tokenizer)
     content |= {"bos_token_id": special.get("bos"), "eos_token_id": special.get("eos")}
     if "pad" in special and not model.config.position_pad_aware:  # or positions say which it is
@@ -84,8 +79,12 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
         _verify(model, partial)
         if finish is not None:
             finish(partial)
-        if model.tokenizer is not None:
-            _say_its_class(model.tokenizer, partial / "tokenizer_config.json")
+        path = partial / "tokenizer_config.json"
+        if model.tokenizer is not None and not path.exists():
+            # Without it transformers takes the class of the family, with tokens of its own.
+            name_of = model.tokenizer.library.id_to_token
+            names = {f"{name}_token": name_of(token) for name, token in special.items()}
+            write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast", **names})
     return chosen.model_type
 
 
@@ -98,26 +97,15 @@ def _special_tokens(tokenizer):
     return {name: special[role] for name, role in theirs.items() if role in special}
 
 
-def _say_its_class(tokenizer, path):
-    """Without this file transformers takes the class of the family, with tokens of its own."""
-    if not path.exists():
-        names = {
-            f"{name}_token": tokenizer.library.id_to_token(token)
-            for name, token in _special_tokens(tokenizer).items()
-        }
-        write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast", **names})
-
-
 def _family_for(config, name):
     """The Family of that name, or the first that can express the config."""
     if name is not None:
         require_in("family", name, FAMILIES)
-    options = FAMILIES if name is None else {name: FAMILIES[name]}
     reasons = []
-    for option, family in options.items():
-        found = tables.obstacles(family, config)
+    for option in FAMILIES if name is None else (name,):
+        found = tables.obstacles(FAMILIES[option], config)
         if not found:
-            return family
+            return FAMILIES[option]
         reasons.append(f"as {option} {', '.join(found)}")
     raise UserError(f"the model cannot be exported: {'; '.join(reasons)}.")
 
@@ -138,16 +126,13 @@ def _read_family(path):
         if named and (kind or family.model_type) == family.model_type and (kind or architectures):
             return family, content
     known = ", ".join(name for family in FAMILIES.values() for name in family.architectures)
-    raise UserError(
-        f"{path} is of architectures={architectures!r} and model_type={kind!r}, which lm cannot "
-        f"import; it can: {known}."
-    )
+    told = f"{path} is of architectures={architectures!r} and model_type={kind!r}"
+    raise UserError(f"{told}, which lm cannot import; it can: {known}.")
 
 
 def _check(folder, family, content, files, compute_dtype):
     """(TransformerConfig, [(Slot, its name in the files)]), every name, shape and dtype checked."""
     names = _parameter_names(folder, family, files)
-    path = folder / "config.json"
     dtypes = {"param_dtype": _dtype(family, files, names), "compute_dtype": compute_dtype}
     try:
         config = build(TransformerConfig, {**tables.read_keys(family, content), **dtypes})
@@ -156,9 +141,8 @@ def _check(folder, family, content, files, compute_dtype):
         layers = config.num_layers + config.num_encoder_layers
         require(layers <= len(names), f"{layers} layers, but all files hold {len(names)} tensors.")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    _without_copies(family, files, names)
-    config = _tied_or_not(family, config, files, names)
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+    config = _without_repeats(family, config, files, names)
     config = _with_prediction_or_not(family, config, names)
     _without_other_heads(family, config, names)
     found = {slot.name: slot for slot in _slots(family, config, names)}
@@ -172,11 +156,8 @@ def _check(folder, family, content, files, compute_dtype):
             problems.append(f"{names[name]} {there} is no tensor of this {family.model_type}")
         elif here != there:
             problems.append(f"{names[name]} is {there}, by config.json it is {here}")
-    more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-    require(
-        not problems,
-        f"the safetensors of {folder} do not fit its config.json: {'; '.join(problems[:4])}{more}.",
-    )
+    told = "; ".join(problems[:4]) + (f" and {len(problems) - 4} more" if problems[4:] else "")
+    require(not problems, f"the safetensors of {folder} do not fit its config.json: {told}.")
     return config, [(slot, names[name]) for name, slot in found.items()]
 
 
@@ -207,13 +188,25 @@ def _dtype(family, files, names):
     return str(functools.reduce(jnp.promote_types, [DTYPES[dtype] for dtype in found]))
 
 
-def _without_copies(family, files, names):
-    """Take tensors that repeat others out of names, or give them the others' place."""
-    for copy, name in family.copies.items():
+def _without_repeats(family, config, files, names):
+    """The config, untied if the files hold another head than the embedding, as transformers does.
+    Tensors that repeat others are taken out of names, or given the others' place.
+    """
+    head, table = (
+        next(row.name for row in family.tensors if parameter in row.parts)
+        for parameter in (HEAD, EMBEDDING)
+    )
+    tied = {head: table} if config.tied_embedding and config.head != "none" else {}
+    for copy, name in (family.copies | tied).items():
         if copy in names:
-            other = names.setdefault(name, names[copy])
-            same = np.array_equal(files.read(names.pop(copy)), files.read(other))
-            require(same, f"{copy} and {name} are one to lm, but in the files they differ.")
+            here, other = names[copy], names.setdefault(name, names[copy])
+            if here == other or np.array_equal(files.read(here), files.read(other)):
+                del names[copy]
+            else:
+                told = f"{copy} and {name} are one to lm, but in the files they differ."
+                require(copy in tied, told)
+                config = dataclasses.replace(config, tied_embedding=False)
+    return config
 
 
 def _without_other_heads(family, config, names):
@@ -230,30 +223,9 @@ def _without_other_heads(family, config, names):
                     names.pop(slot.name, None)
 
 
-def _tied_or_not(family, config, files, names):
-    """The config, untied if the files hold another head than the embedding, as transformers does.
-
-    A head that is the embedding again is taken out of names.
-    """
-    head, table = (
-        next(row.name for row in family.tensors if parameter in row.parts)
-        for parameter in (HEAD, EMBEDDING)
-    )
-    if not config.tied_embedding or head not in names or config.head == "none":
-        return config
-    if table not in names:
-        names[table] = names.pop(head)
-        return config
-    if not np.array_equal(files.read(names[head]), files.read(names[table])):
-        return dataclasses.replace(config, tied_embedding=False)
-    del names[head]
-    return config
-
-
 def _with_prediction_or_not(family, config, names):
-    """The config, without multi-token prediction if the files lack it.
-
-    The files' layer for it is taken out of names if the config has none, as transformers does.
+    """The config, without multi-token prediction if the files lack it. The files' layer for it is
+    taken out of names if the config has none, as transformers does.
     """
     start = f"{family.prefix}layers.{config.num_layers}."
     first = [row.name for row in family.tensors if "mtp/projection_ID" in row.parts]
@@ -266,7 +238,6 @@ def _with_prediction_or_not(family, config, names):
 
 def _read_parameters(files, reads, template):
     """The nested dict of parameters, each on its devices. template: of jax.ShapeDtypeStruct.
-
     Besides the model, memory holds one tensor at a time, the largest ones while there is room.
     """
     targets, arrays = _named(template), {}
@@ -274,16 +245,14 @@ def _read_parameters(files, reads, template):
         target = targets[part.parameter]
         place = target.sharding or SingleDeviceSharding(jax.devices()[0])
         piece = piece.astype(target.dtype, copy=False)
+        piece_place = place
+        if isinstance(place, NamedSharding):
+            piece_place = NamedSharding(place.mesh, P(*place.spec[len(part.index) :]))
+        piece = jax.make_array_from_callback(piece.shape, piece_place, piece.__getitem__)
         if part.index:
-            layer_place = place
-            if isinstance(place, NamedSharding):
-                layer_place = NamedSharding(place.mesh, P(*place.spec[len(part.index) :]))
             if part.parameter not in arrays:
                 arrays[part.parameter] = jnp.zeros(target.shape, target.dtype, device=place)
-            stack = arrays[part.parameter]
-            piece = _set_piece(stack, _put(piece, layer_place), part.index)
-        else:
-            piece = _put(piece, place)
+            piece = _set_piece(arrays[part.parameter], piece, part.index)
         arrays[part.parameter] = piece.block_until_ready()
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], template)
 
@@ -294,15 +263,10 @@ def _pieces(files, reads):
         yield from slot.split(files.read(name))
 
 
-def _put(array, place):
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
-
-
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_piece(stack, piece, index):
     """The stack with a piece at `index` of its leading dims, which no mesh divides."""
-    for _ in index:
-        piece = piece[None]
+    piece = jnp.expand_dims(piece, tuple(range(len(index))))
     start = (*index, *[0] * (stack.ndim - len(index)))
     return jax.lax.dynamic_update_slice(stack, piece, start)
 

@@ -7,7 +7,7 @@ import dataclasses
 
 from lm.errors import require_in
 from lm.hub.family import HEADS_DIVIDE
-from lm.hub.keys import Key, Rope, without
+from lm.hub.keys import Key, Rope, keys, shifted, without
 from lm.hub.llama import ENDS, FEEDFORWARD, LAYER, PRE_NORMS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED
 from lm.hub.qwen import EXPERTS
@@ -54,8 +54,8 @@ class Groups:
         require_in("topk_method", method, ("greedy", "group_limited_greedy"))
         if method == "greedy":
             return {"router_groups": 1, "router_groups_kept": 1}
-        rows = (Key("n_group", "router_groups", 1), Key("topk_group", "router_groups_kept", 1))
-        return {ours: value for row in rows for ours, value in row.read(flat, model).items()}
+        groups, kept = keys(n_group=1, topk_group=1)
+        return groups.read(flat, model) | kept.read(flat, model)
 
     def write(self, config):
         groups, kept = config.router_groups, config.router_groups_kept
@@ -63,25 +63,16 @@ class Groups:
         return {"topk_method": method, "n_group": groups, "topk_group": kept}
 
 
-def keys(defaults, shared, experts, chosen, width, dense, scale):
+def latent(defaults, shared, experts, chosen, width, dense, scale):
     """The rows that both have, by what V2's and V3's defaults are."""
     return (
         *without(sizes(*defaults), "head_dim"),
-        Key("qk_rope_head_dim", "rope_width", 64),
-        Key(
-            "qk_nope_head_dim",
-            "head_width",
-            lambda model: 128 + model["rope_width"],
-            to_ours=lambda width, model: width + model["rope_width"],
-            to_theirs=lambda width, model: width - model["rope_width"],
-        ),
-        Key("v_head_dim", "value_width", 128),
-        Key("kv_lora_rank", "kv_latent", 512),
+        *keys(qk_rope_head_dim=64, v_head_dim=128, kv_lora_rank=512),
+        shifted("qk_nope_head_dim", "head_width", lambda x: 128 + x["rope_width"], "rope_width"),
         Key("q_lora_rank", "query_latent", 1536, null=0),
         Rope(scale_scores=True),
-        Key("n_routed_experts", "num_experts", experts),
-        Key("num_experts_per_tok", "experts_per_token", chosen),
-        Key("moe_intermediate_size", "expert_d_ff", width),
+        *keys(n_routed_experts=experts, num_experts_per_tok=chosen, moe_intermediate_size=width),
+        *keys(first_k_dense_replace=dense, routed_scaling_factor=scale),
         Key(
             "n_shared_experts",
             "shared_expert_d_ff",
@@ -89,8 +80,6 @@ def keys(defaults, shared, experts, chosen, width, dense, scale):
             to_ours=lambda count, model: count * model["expert_d_ff"],
             to_theirs=lambda width, model: width // model["expert_d_ff"],
         ),
-        Key("first_k_dense_replace", "dense_layers", dense, least=0),
-        Key("routed_scaling_factor", "router_scale", scale),
     )
 
 
@@ -99,7 +88,7 @@ REQUIRED = {"attention_bias": False, "moe_layer_freq": 1}
 DEEPSEEK_V2 = like_llama(
     "deepseek_v2",
     "DeepseekV2ForCausalLM",
-    (*keys((102400, 2048, 4096, 32, 32, None, 11008), 2, 64, 1, 1407, 0, 1.0), Groups()),
+    (*latent((102400, 2048, 4096, 32, 32, None, 11008), 2, 64, 1, 1407, 0, 1.0), Groups()),
     required=REQUIRED | {"mlp_bias": False, "norm_topk_prob": False, "scoring_func": "softmax"},
     limits=HEADS_DIVIDE,
     tensors=TENSORS,
@@ -110,11 +99,8 @@ DEEPSEEK_V3 = like_llama(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
     (
-        *keys((129280, 4096, 7168, 61, 128, None, 18432), 1, 256, 8, 2048, 3, 2.5),
-        Key("n_group", "router_groups", 8),
-        Key("topk_group", "router_groups_kept", 4),
-        Key("norm_topk_prob", "router_renormalise", True),
-        Key("num_nextn_predict_layers", "mtp_depth", 1, least=0),
+        *latent((129280, 4096, 7168, 61, 128, None, 18432), 1, 256, 8, 2048, 3, 2.5),
+        *keys(n_group=8, topk_group=4, norm_topk_prob=True, num_nextn_predict_layers=1),
     ),
     {"router_score": "sigmoid", "router_group_score": "top2", "router_selection_bias": True},
     required=REQUIRED

@@ -2,15 +2,13 @@
 
 from lm.hub.bart import BART, MARIAN
 from lm.hub.bert import BERT, LONGFORMER, ROBERTA
-from lm.hub.cohere import COHERE
 from lm.hub.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
-from lm.hub.gemma import GEMMA, GEMMA2, GEMMA3
+from lm.hub.gemma import GEMMA, GEMMA2, GEMMA3, OLMO2
 from lm.hub.gpt2 import GPT, GPT2, GPT_NEO
 from lm.hub.gpt_oss import GPT_OSS
-from lm.hub.llama import LLAMA
+from lm.hub.llama import COHERE, LLAMA
 from lm.hub.mistral import MISTRAL, MIXTRAL
 from lm.hub.modernbert import MODERNBERT
-from lm.hub.olmo2 import OLMO2
 from lm.hub.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from lm.hub.t5 import SWITCH, T5
 

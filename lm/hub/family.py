@@ -8,6 +8,7 @@ holds which parameters (lm/hub/tensors.py). Nothing here knows a family by its n
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import field
 from typing import Any
 
 from lm.config import build, flatten
@@ -16,14 +17,7 @@ from lm.hub.tensors import Tensor
 from lm.nn.config import TransformerConfig
 
 # What a model of the hub is unless its table says otherwise: values, or functions of other keys.
-STANDARD = {
-    "stack": "decoder",
-    "norm_placement": "pre",
-    "head": "linear",
-    "head_bias": "none",
-    "final_norm": True,
-    "query_key_norm": "none",
-    "attention_pattern": "full",
+STANDARD: dict[str, Any] = {
     **dict.fromkeys(("embedding_scale", "logit_scale"), 1.0),
     **dict.fromkeys(("logit_cap", "attention_cap", "expert_capacity_factor"), 0.0),
     **dict.fromkeys(("num_encoder_layers", "start_token", "position_offset", "token_types"), 0),
@@ -34,7 +28,6 @@ STANDARD = {
     **dict.fromkeys(("parallel_block", "gated", "prefix_attention", "global_attention"), False),
     **dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), False),
     "attention_sinks": False,
-    "attention_backend": "plain",  # another may be another function
     "d_ff": lambda model: 4 * model["d_model"],
     "num_kv_heads": lambda model: model["num_heads"],
     "head_width": lambda model: model["d_model"] // model["num_heads"],
@@ -42,73 +35,52 @@ STANDARD = {
     "rope_width": lambda model: model["head_width"],
     "value_width": lambda model: model["head_width"],
 }
+STANDARD |= {"stack": "decoder", "norm_placement": "pre", "head": "linear", "head_bias": "none"}
+STANDARD |= {"final_norm": True, "query_key_norm": "none", "attention_pattern": "full"}
+STANDARD |= {"attention_backend": "plain"}  # another may be another function
 # Keys of what only some models have, as they are in the others.
 BUCKETS = {"position_buckets": 32, "position_max_distance": 128}
-ROPE = {
-    "rope_theta": 10_000.0,
-    "rope_theta_local": 0.0,
-    "rope_scaling": "none",
-    "rope_factor": 1.0,
-    "rope_original_positions": 0,
-    "rope_low_frequency": 1.0,
-    "rope_high_frequency": 4.0,
-    "rope_beta_fast": 32.0,
-    "rope_beta_slow": 1.0,
-    "rope_truncate": True,
-    "rope_attention_factor": 1.0,
-    "rope_mscale": 0.0,
-}
-EXPERTS = {
-    "expert_d_ff": lambda model: model["d_ff"],
-    "router_score": "softmax",
-    "router_group_score": "max",
-    "router_scale": 1.0,
+ROPE: dict[str, Any] = {"rope_theta": 10_000.0, "rope_theta_local": 0.0, "rope_scaling": "none"}
+ROPE |= {"rope_factor": 1.0, "rope_original_positions": 0, "rope_low_frequency": 1.0}
+ROPE |= {"rope_high_frequency": 4.0, "rope_beta_fast": 32.0, "rope_beta_slow": 1.0}
+ROPE |= {"rope_truncate": True, "rope_attention_factor": 1.0, "rope_mscale": 0.0}
+EXPERTS: dict[str, Any] = {
     **dict.fromkeys(("experts_per_token", "experts_every"), 1),
     **dict.fromkeys(("router_groups", "router_groups_kept"), 1),
     **dict.fromkeys(("shared_expert_d_ff", "dense_layers"), 0),
     **dict.fromkeys(("shared_expert_gate", "router_bias", "router_selection_bias"), False),
-    "router_renormalise": False,
 }
+EXPERTS |= {"router_score": "softmax", "router_group_score": "max", "router_scale": 1.0}
+EXPERTS |= {"expert_d_ff": lambda model: model["d_ff"], "router_renormalise": False}
 # Keys on which no logit of a trained model depends: an export may lose them.
-FREE = {
-    "initializer": "normal",
-    "initializer_std": 0.02,
-    "scaled_residual_init": False,
+FREE: dict[str, Any] = {
     **dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0),
     **dict.fromkeys(("activation_dropout", "final_dropout", "router_jitter"), 0.0),
-    "scan_layers": True,
-    "remat": "none",
-    "offload": "",
 }
+FREE |= {"initializer": "normal", "initializer_std": 0.02, "scaled_residual_init": False}
+FREE |= {"scan_layers": True, "remat": "none", "offload": ""}
 # What transformers asks of families without a width of heads.
-HEADS_DIVIDE = {
-    "num_heads={num_heads} must divide d_model={d_model}": lambda config: (
-        config.d_model % config.num_heads == 0
-    ),
-}
+DIVIDE = "num_heads={num_heads} must divide d_model={d_model}"
+HEADS_DIVIDE = {DIVIDE: lambda config: config.d_model % config.num_heads == 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """The table of a family.
 
-    model_type: what config.json calls it.
-    architectures: {what config.json calls it with one head or another: its keys of
-    TransformerConfig}, the most complete first, which is meant where config.json names none.
-    keys: rows of lm.hub.keys.
-    always: keys of TransformerConfig that all its models share, over STANDARD; each a value or a
-    function of the other keys.
-    required: keys of config.json that change what is computed, with the only value that lm has,
-    which is what their absence means too.
-    limits: what transformers asks besides, a sentence with {keys} of TransformerConfig: its test.
-    tensors: rows of lm.hub.tensors, as the hub's files are. fused: other rows for some of the same
-    parameters, which are read where a folder has them.
-    copies: tensors that may repeat others, {name: name of the other}.
-    renamed: {what the names of old files hold: what they hold now}.
-    written: what transformers asks for and lm does not, {key of config.json: function of a config}.
-    prefix: what begins the names of tensors in some folders and not in others, as it does not where
-    a model has no head.
-    ignored: tensors that are no parameters, a regular expression for names with the prefix.
+    model_type: what config.json calls it. architectures: {what config.json calls it with one head
+    or another: its keys of TransformerConfig}, the most complete first, which is meant where
+    config.json names none. keys: rows of lm.hub.keys. always: keys of TransformerConfig that all
+    its models share, over STANDARD; each a value or a function of the other keys. required: keys of
+    config.json that change what is computed, with the only value that lm has, which is what their
+    absence means too. limits: what transformers asks besides, a sentence with {keys} of
+    TransformerConfig: its test. tensors: rows of lm.hub.tensors, as the hub's files are. fused:
+    other rows for some of the same parameters, which are read where a folder has them. copies:
+    tensors that may repeat others, {name: name of the other}. renamed: {what the names of old files
+    hold: what they hold now}. written: what transformers asks for and lm does not, {key of
+    config.json: the value, or a function of a config}. prefix: what begins the names of tensors in
+    some folders and not in others, as it does not where a model has no head. ignored: tensors that
+    are no parameters, a regular expression for names with the prefix.
     """
 
     model_type: str
@@ -116,14 +88,12 @@ class Family:
     keys: tuple[Any, ...]
     always: dict[str, Any]
     tensors: tuple[Tensor, ...]
-    required: dict[str, Any] = dataclasses.field(default_factory=dict)
-    limits: Mapping[str, Callable[[TransformerConfig], bool]] = dataclasses.field(
-        default_factory=dict
-    )
+    required: dict[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Callable[[TransformerConfig], bool]] = field(default_factory=dict)
     fused: tuple[Tensor, ...] = ()
-    copies: dict[str, str] = dataclasses.field(default_factory=dict)
-    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
-    written: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = "model."
     ignored: str = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
@@ -139,32 +109,26 @@ class Family:
 
 def read_keys(family, content):
     """The keys of TransformerConfig that the content of a config.json gives: all but the dtypes.
-
     Raises UserError, naming the key of config.json, for what is wrong or lm does not have.
     """
     flat = flatten(content)
     method = flat.get("quantization_config.quant_method")
-    require(
-        not any(name.startswith("quantization_config") and flat[name] is not None for name in flat),
-        f"its weights are quantized (quantization_config.quant_method={method!r}), which lm does "
-        "not read; load the model with transformers in bfloat16 (dequantized) and save_pretrained.",
-    )
+    told = f"its weights are quantized (quantization_config.quant_method={method!r})"
+    remedy = "load the model with transformers in bfloat16 (dequantized) and save_pretrained."
+    given = any(key.startswith("quantization_config") for key in flat if flat[key] is not None)
+    require(not given, f"{told}, which lm does not read; {remedy}")
     for name, only in family.required.items():
         value = flat.get(name)
         remedy = f"out {name}" if only is None else f" {name}={json.dumps(only)}"
-        require(
-            value is None or value == only,
-            f"lm has no {family.model_type} with {name}={value!r}, only with{remedy}.",
-        )
+        told = f"lm has no {family.model_type} with {name}={value!r}, only with{remedy}."
+        require(value is None or value == only, told)
     (name,) = flat.get("architectures") or [*family.architectures][:1]
     model = dict(family.architectures[name])
     for row in family.keys:
         for ours, value in row.read(flat, model).items():
-            require(
-                model.get(ours, value) == value,
-                f"{row.names[0]} makes model.{ours}={value!r}, another key makes it "
-                f"{model.get(ours)!r}; lm has one for both.",
-            )
+            told = f"{row.names[0]} makes model.{ours}={value!r}, another key makes it"
+            both = f"{model.get(ours)!r}; lm has one for both."
+            require(model.get(ours, value) == value, f"{told} {both}")
             model[ours] = value
     for source in (family.always, STANDARD, ROPE, BUCKETS, EXPERTS, FREE):
         for ours, value in source.items():
@@ -186,7 +150,8 @@ def write_keys(family, config):
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
-    return content | {name: value(config) for name, value in family.written.items()}
+    more = family.written.items()
+    return content | {name: x(config) if callable(x) else x for name, x in more}
 
 
 def obstacles(family, config):
@@ -196,30 +161,22 @@ def obstacles(family, config):
         back = build(TransformerConfig, {**read_keys(family, write_keys(family, config)), **dtypes})
     except UserError as error:
         return [str(error).rstrip(".")]
-    idle = _idle(config)
-    if back.layers() == config.layers():
+    # The keys on which no logit of a model of this config depends.
+    layers, idle = config.layers(), {*FREE}
+    idle |= {*ROPE} if config.position != "rope" else set()
+    idle |= {*BUCKETS} if config.position != "buckets" else set()
+    idle |= {*EXPERTS} if not config.num_experts else set()
+    if not any(layer.local for layer in layers):
+        idle |= {"window", "rope_theta_local"}
+    if all(layer.experts for layer in layers):
+        idle.add("d_ff")
+    if back.layers() == layers:
         idle |= {"attention_pattern", "dense_layers", "experts_every"}
     return [
         f"model.{ours}={value!r} would become {getattr(back, ours)!r}"
         for ours, value in dataclasses.asdict(config).items()
         if value != getattr(back, ours) and ours not in idle
     ] + broken_limits(family, config)
-
-
-def _idle(config):
-    """The keys on which no logit of a model of this config depends."""
-    layers, idle = config.layers(), {*FREE}
-    if config.position != "rope":
-        idle |= {*ROPE}
-    if config.position != "buckets":
-        idle |= {*BUCKETS}
-    if not config.num_experts:
-        idle |= {*EXPERTS}
-    if not any(layer.local for layer in layers):
-        idle |= {"window", "rope_theta_local"}
-    if all(layer.experts for layer in layers):
-        idle.add("d_ff")
-    return idle
 
 
 def broken_limits(family, config):

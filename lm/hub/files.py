@@ -38,11 +38,9 @@ def read_json(path):
     return content
 
 
-class TensorFiles:
-    """The tensors of a folder, read one at a time into memory that is theirs alone.
-
-    A context manager. names: of all tensors. Raises UserError for files that are not what they
-    should be.
+class TensorFiles(contextlib.AbstractContextManager):
+    """The tensors of a folder, read one at a time into memory that is theirs alone. A context
+    manager. names: of all tensors. Raises UserError for files that are not what they should be.
     """
 
     def __init__(self, folder):
@@ -50,15 +48,18 @@ class TensorFiles:
         self._file_of, self._unreturned = {}, 0
         with contextlib.ExitStack() as stack:  # closes what is open if the next file is bad
             for path in _tensor_paths(folder):
-                file = stack.enter_context(_opened(path))
+                try:
+                    # Not mapped: pages of a map once read count as this process's memory.
+                    opened = safe_open(path, framework="np", backend="pread")
+                except SafetensorError as error:
+                    told = f"{path} is truncated or is no safetensors file ({error})"
+                    raise UserError(f"{told}; fetch it again.") from None
+                file = stack.enter_context(opened)
                 for name in file.offset_keys():
                     require(name not in self._file_of, f"{path} holds {name!r} a second time.")
                     self._file_of[name] = file
             self._stack = stack.pop_all()
         self.names = frozenset(self._file_of)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self._stack.close()
@@ -75,24 +76,11 @@ class TensorFiles:
         tensor = self._file_of[name].get_tensor(name)
         self._unreturned += tensor.nbytes
         if self._unreturned > RETURNED_AFTER:
-            return_freed_memory()
             self._unreturned = 0
+            # Between what stays, malloc would keep what was freed: give it back to the system.
+            if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+                libc.malloc_trim(0)
         return tensor
-
-
-def return_freed_memory():
-    """Have malloc give what was freed back to the system: between what stays, it would keep it."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def _opened(path):
-    try:
-        # Not mapped: pages of a map once read count as this process's memory.
-        return safe_open(path, framework="np", backend="pread")
-    except SafetensorError as error:
-        told = f"{path} is truncated or is no safetensors file ({error}); fetch it again."
-        raise UserError(told) from None
 
 
 def _tensor_paths(folder):
@@ -102,10 +90,8 @@ def _tensor_paths(folder):
     if not (folder / INDEX).is_file():
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         remedy = f"{pickles[0]} is a pickle, which lm never reads; save" if pickles else "save"
-        raise UserError(
-            f"{folder} has neither {SINGLE} nor {INDEX}; {remedy} the model with transformers' "
-            "save_pretrained."
-        )
+        told = f"{folder} has neither {SINGLE} nor {INDEX}; {remedy} the model with transformers'"
+        raise UserError(f"{told} save_pretrained.")
     places = read_json(folder / INDEX).get("weight_map")
     named = isinstance(places, dict) and all(isinstance(file, str) for file in places.values())
     require(named and places, f"{folder / INDEX} has no weight_map of tensors to files.")
@@ -120,7 +106,6 @@ def _tensor_paths(folder):
 
 def write_tensors(folder, kinds, fetch, max_shard_size):
     """Write tensors, a file of at most max_shard_size bytes (or of one tensor) in memory at a time.
-
     kinds: {tensor: (shape, dtype)}; fetch(tensor): its numpy array.
     """
     plan = split_state_dict_into_shards_factory(
@@ -129,23 +114,18 @@ def write_tensors(folder, kinds, fetch, max_shard_size):
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
+    os.umask(mask := os.umask(0))
     for file, names in plan.filename_to_tensors.items():
         # save_file takes an array's memory as it lies, whatever its strides say.
         tensors = {name: np.ascontiguousarray(fetch(name)) for name in names}
         try:
             save_file(tensors, folder / file, {"format": "pt"})  # transformers asks for this word
-            (folder / file).chmod(0o666 & ~_umask())  # the library lets nobody else read it
+            (folder / file).chmod(0o666 & ~mask)  # the library lets nobody else read it
         except SafetensorError as error:
             raise RunError(f"{folder / file} cannot be written: {error}.") from error
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / INDEX, index)
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path, content):

@@ -1,9 +1,11 @@
-"""Gemma 1 to 3, the text models (arXiv:2403.08295, 2408.00118, 2503.19786)."""
+"""Gemma 1 to 3, the text models (arXiv:2403.08295, 2408.00118, 2503.19786), and OLMo 2
+(arXiv:2501.00656), which has norms of what branches give too, and of all queries and keys.
+"""
 
 from lm.hub.family import HEADS_DIVIDE
-from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, checked, without
+from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, found, without
 from lm.hub.llama import ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, like_llama, sizes
-from lm.hub.tensors import norm
+from lm.hub.tensors import Tensor, norm
 
 ALWAYS = {"norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
 # "gelu" of the first releases means the tanh form.
@@ -19,7 +21,7 @@ def gemma_sizes(*defaults):
 GEMMA = like_llama(
     "gemma",
     "GemmaForCausalLM",
-    (*gemma_sizes(256000, 8192, 3072, 28, 16, 16, 24576), ACTIVATION, Rope(), ATTENTION_BIAS),
+    (*gemma_sizes(256000, 8192, 3072, 28, 16, 16, 24576), ACTIVATION, Rope(), *ATTENTION_BIAS),
     ALWAYS,
     required={"use_bidirectional_attention": None},
 )
@@ -27,7 +29,7 @@ GEMMA = like_llama(
 GEMMA2_KEYS = (
     *gemma_sizes(256000, 8192, 2304, 26, 8, 4, 9216),
     Key("hidden_activation", "activation", "gelu_tanh", TANH),
-    ATTENTION_BIAS,
+    *ATTENTION_BIAS,
     Key(
         "query_pre_attn_scalar",
         "attention_scale",
@@ -46,21 +48,11 @@ SANDWICH = (
     *norm(LAYER + "post_feedforward_layernorm", "layers/feedforward_output_norm"),
 )
 NORMED = (*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD)
-
-
-def even(number, flat):
-    return number % 2 == 0
-
-
-def five_of_six(number, flat):
-    name = "sliding_window_pattern"
-    return (number + 1) % checked(name, flat.get(name, 6), int) != 0
-
-
+EVERY = ("sliding_window_pattern", 6, int)
 GEMMA2 = like_llama(
     "gemma2",
     "Gemma2ForCausalLM",
-    (*GEMMA2_KEYS, Rope(), Windows(4096, even)),
+    (*GEMMA2_KEYS, Rope(), Windows(4096, lambda layer, flat: layer % 2 == 0)),
     {**ALWAYS, "norm_placement": "sandwich"},
     required={"use_bidirectional_attention": None},
     limits=HEADS_DIVIDE,
@@ -79,10 +71,23 @@ GEMMA3 = like_llama(
             attn_logit_softcapping=0.0,
         ),
         Rope(1_000_000.0, theta_local=10_000.0),
-        Windows(4096, five_of_six),
+        Windows(4096, lambda layer, flat: (layer + 1) % found(flat, *EVERY) > 0),
     ),
     {**ALWAYS, "norm_placement": "sandwich", "query_key_norm": "head"},
     required={"use_bidirectional_attention": False},
     limits=HEADS_DIVIDE,
     tensors=NORMED,
+)
+
+OLMO2_SIZES = sizes(50304, 2048, 4096, 32, 32, None, 11008, rms_norm_eps=1e-5)
+OLMO2 = like_llama(
+    "olmo2",
+    "Olmo2ForCausalLM",
+    (*OLMO2_SIZES, Rope(), *ATTENTION_BIAS),
+    {"norm_placement": "output", "query_key_norm": "full"},
+    tensors=(
+        *NORMED,
+        Tensor(LAYER + "self_attn.q_norm.weight", {"layers/attention/query_norm/scale_NH": "NH"}),
+        Tensor(LAYER + "self_attn.k_norm.weight", {"layers/attention/key_norm/scale_KH": "KH"}),
+    ),
 )

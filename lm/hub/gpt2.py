@@ -8,43 +8,35 @@ import dataclasses
 from typing import Any
 
 from lm.errors import require
-from lm.hub.family import HEADS_DIVIDE, Family
-from lm.hub.keys import ACTIVATIONS, Key, altered, checked, pattern_of
+from lm.hub.family import HEADS_DIVIDE, STANDARD, Family
+from lm.hub.keys import ACTIVATIONS, Key, altered, found, keys, pattern_of
 from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain, under
 
 LAYER = "transformer.h.{layer}."
 SIZES = (
-    Key("vocab_size", "vocab_size", 50257),
-    Key("n_positions", "max_positions", 1024),
-    Key("n_embd", "d_model", 768),
-    Key("n_layer", "num_layers", 12),
-    Key("n_head", "num_heads", 12),
-    Key("layer_norm_epsilon", "norm_eps", 1e-5),
-    Key("initializer_range", "initializer_std", 0.02),
-    Key("embd_pdrop", "embedding_dropout", 0.1),
-    Key("attn_pdrop", "attention_dropout", 0.1),
-    Key("resid_pdrop", "residual_dropout", 0.1),
-    Key("tie_word_embeddings", "tied_embedding", True),
+    *keys(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12),
+    *keys(layer_norm_epsilon=1e-5, initializer_range=0.02, tie_word_embeddings=True),
+    *keys(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1),
 )
 ALWAYS = {"position": "learned", "norm": "layer_norm", "norm_bias": True}
 ALWAYS |= dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), True)
 QUERY_KEY_VALUE = {"query_DNH": "D,NH", "key_DKH": "D,KH", "value_DKH": "D,KH"}
 QUERY_KEY_VALUE_BIAS = {"query_bias_NH": "NH", "key_bias_KH": "KH", "value_bias_KH": "KH"}
-FUSED_ATTENTION = (
+CONV1D = under(
+    LAYER,
+    "layers/",
     *under(
-        LAYER + "attn.",
-        "layers/attention/",
-        Tensor("c_attn.weight", QUERY_KEY_VALUE, joined=1),
-        Tensor("c_attn.bias", QUERY_KEY_VALUE_BIAS),
-        Tensor("c_proj.weight", {"output_NHD": "NH,D"}),
-        plain("c_proj.bias", "output_bias_D"),
+        "attn.c_attn.",
+        "attention/",
+        Tensor("weight", QUERY_KEY_VALUE, joined=1),
+        Tensor("bias", QUERY_KEY_VALUE_BIAS),
     ),
-    plain(LAYER + "mlp.c_fc.weight", "layers/feedforward/up_DF"),
-    plain(LAYER + "mlp.c_proj.weight", "layers/feedforward/down_FD"),
-)
-BIASES = (
-    plain(LAYER + "mlp.c_fc.bias", "layers/feedforward/up_bias_F"),
-    plain(LAYER + "mlp.c_proj.bias", "layers/feedforward/down_bias_D"),
+    Tensor("attn.c_proj.weight", {"attention/output_NHD": "NH,D"}),
+    plain("attn.c_proj.bias", "attention/output_bias_D"),
+    plain("mlp.c_fc.weight", "feedforward/up_DF"),
+    plain("mlp.c_fc.bias", "feedforward/up_bias_F"),
+    plain("mlp.c_proj.weight", "feedforward/down_FD"),
+    plain("mlp.c_proj.bias", "feedforward/down_bias_D"),
 )
 HEAD = matrix("lm_head.weight", "head/kernel_DV")
 TABLES = (
@@ -57,19 +49,16 @@ PRE_NORMS = (
     *norm(LAYER + "ln_2", "layers/feedforward_norm"),
 )
 
+
 GPT2 = Family(
     model_type="gpt2",
     architectures={"GPT2LMHeadModel": {}},
-    keys=(
-        *SIZES,
-        Key("n_inner", "d_ff", lambda model: 4 * model["d_model"]),
-        Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
-    ),
+    keys=(*SIZES, *keys(n_inner=STANDARD["d_ff"], activation_function="gelu_tanh")),
     always={**ALWAYS, "scaled_residual_init": True},
-    required={"scale_attn_weights": True, "add_cross_attention": False}
+    required={"add_cross_attention": False, "scale_attn_weights": True}
     | {"scale_attn_by_inverse_layer_idx": False},
     limits=HEADS_DIVIDE,
-    tensors=(*TABLES, *PRE_NORMS, *FUSED_ATTENTION, *BIASES, HEAD),
+    tensors=(*TABLES, *PRE_NORMS, *CONV1D, HEAD),
     prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.(masked_)?bias",
 )
@@ -90,7 +79,7 @@ GPT = dataclasses.replace(
         plain("transformer.positions_embed.weight", "positions/table_PD"),
         *norm(LAYER + "ln_1", "layers/attention_residual_norm"),
         *norm(LAYER + "ln_2", "layers/feedforward_residual_norm"),
-        *(*FUSED_ATTENTION, *BIASES, HEAD),
+        *(*CONV1D, HEAD),
     ),
 )
 
@@ -103,16 +92,15 @@ class Alternation:
 
     def read(self, flat, model):
         kinds: Any = flat.get("attention_types") or [[["global", "local"], 12]]
-        width = checked("window_size", flat.get("window_size", 256), int)
+        width = found(flat, "window_size", 256, int)
         try:
             names = [name for group, times in kinds for _ in range(times) for name in group]
         except (TypeError, ValueError):
             names = []
-        require(
-            len(names) == model["num_layers"] and {*names} <= {"global", "local"},
-            f"attention_types={kinds!r} must list global or local for {model['num_layers']} "
-            "layers, as [[names, times], ...].",
-        )
+        count = model["num_layers"]
+        told = f"attention_types={kinds!r} must list global or local for {count} layers"
+        known = len(names) == count and {*names} <= {"global", "local"}
+        require(known, f"{told}, as [[names, times], ...].")
         local = [name == "local" for name in names]
         return {"attention_pattern": pattern_of(local), "window": width if any(local) else 0}
 
@@ -128,19 +116,10 @@ GPT_NEO = dataclasses.replace(
     model_type="gpt_neo",
     architectures={"GPTNeoForCausalLM": {}},
     keys=(
-        Key("vocab_size", "vocab_size", 50257),
-        Key("max_position_embeddings", "max_positions", 2048),
-        Key("hidden_size", "d_model", 2048),
-        Key("num_layers", "num_layers", 24),
-        Key("num_heads", "num_heads", 16),
-        Key("intermediate_size", "d_ff", lambda model: 4 * model["d_model"]),
-        Key("activation_function", "activation", "gelu_tanh", ACTIVATIONS),
-        Key("layer_norm_epsilon", "norm_eps", 1e-5),
-        Key("initializer_range", "initializer_std", 0.02),
-        Key("embed_dropout", "embedding_dropout", 0.0),
-        Key("attention_dropout", "attention_dropout", 0.0),
-        Key("resid_dropout", "residual_dropout", 0.0),
-        Key("tie_word_embeddings", "tied_embedding", True),
+        *keys(vocab_size=50257, max_position_embeddings=2048, hidden_size=2048, num_layers=24),
+        *keys(num_heads=16, intermediate_size=STANDARD["d_ff"], activation_function="gelu_tanh"),
+        *keys(layer_norm_epsilon=1e-5, initializer_range=0.02, tie_word_embeddings=True),
+        *keys(embed_dropout=0.0, attention_dropout=0.0, resid_dropout=0.0),
         Alternation(),
     ),
     always={**ALWAYS, "qkv_bias": False, "attention_scale": 1.0},

@@ -4,8 +4,7 @@ Experts are not transposed, and gate and up are columns in turn. The hub's files
 lm does not read; transformers saves them in bfloat16.
 """
 
-from lm.hub.gemma import even
-from lm.hub.keys import Key, Rope, Windows, without
+from lm.hub.keys import Key, Rope, Windows, keys, without
 from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
 from lm.hub.tensors import Tensor, linear, plain, under
 
@@ -20,12 +19,9 @@ GPT_OSS = like_llama(
     "GptOssForCausalLM",
     (
         *without(SIZES, "hidden_act", "intermediate_size"),
-        Key("intermediate_size", ("expert_d_ff", "d_ff"), 2880),
-        Key("attention_bias", ("qkv_bias", "attention_output_bias"), True),
-        Rope(150_000.0, scaling=YARN),
-        Windows(128, even),
-        Key("num_local_experts", "num_experts", 128),
-        Key("num_experts_per_tok", "experts_per_token", 4),
+        Key("intermediate_size", "expert_d_ff d_ff", 2880),
+        *(Rope(150_000.0, scaling=YARN), Windows(128, lambda layer, flat: layer % 2 == 0)),
+        *keys(attention_bias=True, num_local_experts=128, num_experts_per_tok=4),
     ),
     {
         "activation": "clamped_silu",

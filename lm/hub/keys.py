@@ -6,6 +6,7 @@ TransformerConfig from config.json with dotted names and from the keys of the ro
 """
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable
@@ -15,14 +16,52 @@ from lm.errors import require, require_in
 from lm.nn.config import TransformerConfig
 
 # config.json's names of activations; the first of several for one is written.
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS |= {"relu": "relu", "silu": "silu", "swish": "silu"}
+# What config.json of one family or another calls a key of TransformerConfig, if not the same.
+NAMES = {
+    "max_positions": "max_position_embeddings n_positions",
+    "d_model": "hidden_size n_embd",
+    "num_layers": "num_hidden_layers n_layer decoder_layers num_decoder_layers",
+    "num_encoder_layers": "encoder_layers",
+    "num_heads": "num_attention_heads n_head encoder_attention_heads decoder_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_width": "head_dim d_kv",
+    "d_ff": "intermediate_size n_inner encoder_ffn_dim decoder_ffn_dim",
+    "activation": "hidden_act hidden_activation activation_function classifier_activation "
+    "dense_act_fn",
+    "norm_eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon",
+    "token_types": "type_vocab_size",
+    "position_buckets": "relative_attention_num_buckets",
+    "position_max_distance": "relative_attention_max_distance",
+    "start_token": "decoder_start_token_id",
+    "tied_embedding": "tie_word_embeddings",
+    "initializer_std": "initializer_range init_std",
+    "residual_dropout": "resid_pdrop resid_dropout hidden_dropout_prob dropout dropout_rate",
+    "embedding_dropout": "embd_pdrop embed_dropout hidden_dropout_prob dropout dropout_rate",
+    "attention_dropout": "attn_pdrop attention_probs_dropout_prob dropout_rate",
+    "activation_dropout": "mlp_dropout dropout_rate",
+    "final_dropout": "dropout_rate",
+    "qkv_bias": "attention_bias",
+    "attention_output_bias": "attention_bias",
+    "feedforward_bias": "mlp_bias classifier_bias",
+    "kv_latent": "kv_lora_rank",
+    "rope_width": "qk_rope_head_dim",
+    "value_width": "v_head_dim",
+    "num_experts": "num_local_experts n_routed_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "expert_d_ff": "moe_intermediate_size",
+    "shared_expert_d_ff": "shared_expert_intermediate_size",
+    "experts_every": "decoder_sparse_step",
+    "dense_layers": "first_k_dense_replace",
+    "router_renormalise": "norm_topk_prob",
+    "router_scale": "routed_scaling_factor",
+    "router_jitter": "router_jitter_noise",
+    "router_groups": "n_group",
+    "router_groups_kept": "topk_group",
+    "mtp_depth": "num_nextn_predict_layers",
 }
+FROM_0 = ("start_token", "dense_layers", "mtp_depth")  # whole numbers that may be 0
 KINDS = {float: "a finite number", bool: "true or false", str: "a text", list: "a list"}
 TYPES = typing.get_type_hints(TransformerConfig)
 
@@ -37,20 +76,25 @@ def checked(name, value, kind, least=1):
     return value
 
 
+def found(flat, name, default, kind=float, least=1):
+    """What config.json has under this name, or the default; checked."""
+    return checked(name, flat.get(name, default), kind, least)
+
+
 @dataclasses.dataclass(frozen=True)
 class Key:
     """A value of config.json, and the keys of TransformerConfig that have it.
 
-    theirs: its names, "a.b" for a member of an object; the first that is there is read, all are
-    written. default: the value, in our terms, where config.json has none or null, or a function
-    that gets it from the dict of our keys in the rows above. null: what null means, in our terms,
-    if not the default. least: of whole numbers. values: {theirs: ours}, if they are called
-    differently. to_ours, to_theirs: functions of the value and our other keys, if it is computed;
-    kind: the type of theirs then.
+    theirs: its names, between spaces, "a.b" for a member of an object; the first that is there is
+    read, all are written. ours: the keys, between spaces. default: the value, in our terms, where
+    config.json has none or null, or a function that gets it from the dict of our keys in the rows
+    above. values: {theirs: ours}, if they are called differently. null: what null means, in our
+    terms, if not the default. least: of whole numbers. to_ours, to_theirs: functions of the value
+    and our other keys, if it is computed; kind: the type of theirs then.
     """
 
-    theirs: str | tuple[str, ...]
-    ours: str | tuple[str, ...]
+    theirs: str
+    ours: str
     default: Any
     values: dict | None = None
     null: Any = None
@@ -61,31 +105,25 @@ class Key:
 
     @property
     def names(self):
-        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
-
-    @property
-    def our_names(self):
-        return (self.ours,) if isinstance(self.ours, str) else self.ours
+        return self.theirs.split()
 
     def read(self, flat, model):
-        return dict.fromkeys(self.our_names, self._read(flat, model))
-
-    def _read(self, flat, model):
-        given = [(name, flat[name]) for name in self.names if flat.get(name) is not None]
-        if not given:
-            if self.null is not None and any(name in flat for name in self.names):
-                return self.null
-            return self.default(model) if callable(self.default) else self.default
-        name, value = given[0]
-        value = checked(name, value, self.kind or TYPES[self.our_names[0]], self.least)
-        if self.values is not None:
-            require_in(name, value, self.values)
-            return self.values[value]
-        return value if self.to_ours is None else self.to_ours(value, model)
+        ours, given = self.ours.split(), [n for n in self.names if flat.get(n) is not None]
+        if given:
+            value = checked(given[0], flat[given[0]], self.kind or TYPES[ours[0]], self.least)
+            if self.values is not None:
+                require_in(given[0], value, self.values)
+                value = self.values[value]
+            value = value if self.to_ours is None else self.to_ours(value, model)
+        elif self.null is not None and any(name in flat for name in self.names):
+            value = self.null
+        else:
+            value = self.default(model) if callable(self.default) else self.default
+        return dict.fromkeys(ours, value)
 
     def write(self, config):
         """Their value, null if they have no such one."""
-        value = getattr(config, self.our_names[0])
+        value = getattr(config, self.ours.split()[0])
         if self.null is not None and value == self.null:
             value = None
         elif self.values is not None:
@@ -93,6 +131,36 @@ class Key:
         elif self.to_theirs is not None:
             value = self.to_theirs(value, dataclasses.asdict(config))
         return dict.fromkeys(self.names, value)
+
+
+def keys(**defaults):
+    """Rows of values that are in TransformerConfig as in config.json, {name there: default}."""
+    rows = []
+    for theirs, default in defaults.items():
+        ours = [ours for ours, names in NAMES.items() if theirs in names.split()] or [theirs]
+        values = ACTIVATIONS if ours == ["activation"] else None
+        least = 0 if ours[0] in FROM_0 else 1
+        rows.append(Key(theirs, " ".join(ours), default, values, least=least))
+    return tuple(rows)
+
+
+def shifted(theirs, ours, default, by, least=1):
+    """The Key of a whole number that is ours less `by`, a number or the name of a key of ours."""
+
+    def moved(value, model, sign=1):
+        return value + sign * (by if isinstance(by, int) else model[by])
+
+    back = functools.partial(moved, sign=-1)
+    return Key(theirs, ours, default, least=least, to_ours=moved, to_theirs=back)
+
+
+def scaled(theirs, ours, default, power):
+    """The Key of whether ours is the width of the model to this power, or else 1."""
+
+    def scale(given, model):
+        return model["d_model"] ** power if given else 1.0
+
+    return Key(theirs, ours, default, None, None, 1, scale, lambda x, model: x != 1, bool)
 
 
 def altered(rows, **defaults):
@@ -108,23 +176,21 @@ def without(rows, *names):
     return tuple(row for row in rows if row.names[0] not in names)
 
 
-# The members of config.json's rotary parameters that each of lm's scalings has.
+# The members of config.json's rotary parameters, and which of them each of lm's scalings has.
+MEMBERS = {
+    "factor": "rope_factor",
+    "original_max_position_embeddings": "rope_original_positions",
+    "low_freq_factor": "rope_low_frequency",
+    "high_freq_factor": "rope_high_frequency",
+    "beta_fast": "rope_beta_fast",
+    "beta_slow": "rope_beta_slow",
+    "truncate": "rope_truncate",
+}
 SCALINGS = {
-    "none": {},
-    "linear": {"factor": "rope_factor"},
-    "llama3": {
-        "factor": "rope_factor",
-        "original_max_position_embeddings": "rope_original_positions",
-        "low_freq_factor": "rope_low_frequency",
-        "high_freq_factor": "rope_high_frequency",
-    },
-    "yarn": {
-        "factor": "rope_factor",
-        "original_max_position_embeddings": "rope_original_positions",
-        "beta_fast": "rope_beta_fast",
-        "beta_slow": "rope_beta_slow",
-        "truncate": "rope_truncate",
-    },
+    "none": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
 }
 # What else they may have: read by hand, or without a meaning.
 FURTHER = ("rope_type", "type", "rope_theta", "attention_factor", "mscale", "mscale_all_dim")
@@ -150,25 +216,22 @@ class Rope:
 
     def read(self, flat, model):
         given = {**_members(flat, "rope_parameters"), **_members(flat, "rope_scaling")}
-        local = _members(given, "sliding_attention") if self.theta_local else {}
-        nested = _members(given, "full_attention") if self.theta_local else {}
-        starts = ("sliding_attention.", "full_attention.") if self.theta_local else ()
-        rest = {name: value for name, value in given.items() if not name.startswith(starts)}
-        given = {**nested, **rest} or self.scaling or {}
+        local, nested = {}, {}
+        if self.theta_local:
+            local, nested = (_members(given, f"{kind}_attention") for kind in ("sliding", "full"))
+            starts = ("sliding_attention.", "full_attention.")
+            given = {name: value for name, value in given.items() if not name.startswith(starts)}
+        given = {**nested, **given} or self.scaling or {}
         kind = given.get("rope_type") or given.get("type") or "default"
         require_in("rope_type", kind, ("default", "linear", "llama3", "yarn"))
         scaling = "none" if kind == "default" else kind
-        _refuse_others(given, {name for known in SCALINGS.values() for name in known})
-        require(
-            local.get("rope_type", "default") == "default",
-            f"rope_type={local.get('rope_type')!r} of sliding_attention must be 'default'.",
-        )
+        _refuse_others(given, MEMBERS)
+        theirs = local.get("rope_type", "default")
+        told = f"rope_type={theirs!r} of sliding_attention must be 'default'."
+        require(theirs == "default", told)
         _refuse_others(local, ())
-        keys = {
-            "rope_theta": _theta(given, flat, self.old[0], self.theta),
-            "rope_scaling": scaling,
-            **_scaling(scaling, given, model),
-        }
+        keys = {"rope_theta": _theta(given, flat, self.old[0], self.theta), "rope_scaling": scaling}
+        keys |= _scaling(scaling, given, model)
         if self.theta_local:
             keys["rope_theta_local"] = _theta(local, flat, self.old[1], self.theta_local)
         if scaling == "yarn":
@@ -177,55 +240,43 @@ class Rope:
 
     def _mscale(self, given, factor):
         """The factors of YaRN's cosines and sines, and of scores; arXiv:2309.00071, equation 22."""
-        whole = _number(given, "mscale_all_dim", 0.0)
-        given_scale, length = _number(given, "mscale", 0.0), math.log(max(1.0, factor))
-        natural = 0.1 * length + 1
-        if given_scale and whole:
-            natural = (0.1 * given_scale * length + 1) / (0.1 * whole * length + 1)
-        keys = {"rope_attention_factor": _number(given, "attention_factor", natural)}
+        whole, length = found(given, "mscale_all_dim", 0.0), math.log(max(1.0, factor))
+        natural, scale = 0.1 * length + 1, found(given, "mscale", 0.0)
+        if scale and whole:
+            natural = (0.1 * scale * length + 1) / (0.1 * whole * length + 1)
+        keys = {"rope_attention_factor": found(given, "attention_factor", natural)}
         return keys | ({"rope_mscale": whole} if self.scale_scores else {})
 
     def write(self, config):
         scaling = config.rope_scaling
-        given = {name: getattr(config, ours) for name, ours in SCALINGS[scaling].items()}
+        given = {"rope_type": "default" if scaling == "none" else scaling}
+        given |= {name: getattr(config, MEMBERS[name]) for name in SCALINGS[scaling]}
         if config.rope_mscale:
             given |= dict.fromkeys(("mscale", "mscale_all_dim"), config.rope_mscale)
-        length = math.log(max(1.0, config.rope_factor))
-        natural = 1.0 if config.rope_mscale else 0.1 * length + 1
+        natural = 1.0 if config.rope_mscale else 0.1 * math.log(max(1.0, config.rope_factor)) + 1
         if scaling == "yarn" and config.rope_attention_factor != natural:
             given["attention_factor"] = config.rope_attention_factor
-        given = {"rope_type": "default" if scaling == "none" else scaling, **given}
-        whole = {**given, "rope_theta": config.rope_theta}
         old = {self.old[0]: config.rope_theta, "rope_scaling": None if scaling == "none" else given}
-        if not self.theta_local:
-            return {**old, "rope_parameters": whole}
-        local = {"rope_type": "default", "rope_theta": config.rope_theta_local}
-        new = {"full_attention": whole, "sliding_attention": local}
-        return {**old, self.old[1]: config.rope_theta_local, "rope_parameters": new}
+        new = {**given, "rope_theta": config.rope_theta}
+        if self.theta_local:
+            old[self.old[1]] = config.rope_theta_local
+            local = {"rope_type": "default", "rope_theta": config.rope_theta_local}
+            new = {"full_attention": new, "sliding_attention": local}
+        return {**old, "rope_parameters": new}
 
 
 def _members(flat, name):
     """The members of an object of config.json, {} without it."""
     require(flat.get(name) is None, f"{name}={flat.get(name)!r} must be an object of config.json.")
-    start = f"{name}."
-    return {
-        key.removeprefix(start): value
-        for key, value in flat.items()
-        if key.startswith(start) and value is not None
-    }
+    start, given = f"{name}.", {key: value for key, value in flat.items() if value is not None}
+    return {key.removeprefix(start): x for key, x in given.items() if key.startswith(start)}
 
 
 def _refuse_others(given, known):
     for name, value in given.items():
         neutral = name == "partial_rotary_factor" and value == 1
-        require(
-            name in known or name in FURTHER or neutral,
-            f"lm has no rotary positions with {name}={value!r}, only without it.",
-        )
-
-
-def _number(given, name, default):
-    return checked(name, given.get(name, default), float)
+        told = f"lm has no rotary positions with {name}={value!r}, only without it."
+        require(name in known or name in FURTHER or neutral, told)
 
 
 def _theta(given, flat, name, default):
@@ -241,22 +292,19 @@ def _scaling(scaling, given, model):
     if scaling == "yarn" and type(positions) is int and positions > 0:
         standard["factor"] = model["max_positions"] / positions
     keys = {}
-    for name, ours in SCALINGS[scaling].items():
+    for name in SCALINGS[scaling]:
         value = given.get(name, standard.get(name))
         require(value is not None, f"rotary positions of {scaling!r} need {name}.")
-        keys[ours] = checked(name, value, TYPES[ours])
+        keys[MEMBERS[name]] = checked(name, value, TYPES[MEMBERS[name]])
     return keys
 
 
 def pattern_of(local):
     """model.attention_pattern of the layers that are local, as short as it can be."""
     names = ["local" if is_local else "full" for is_local in local]
-    length = next(
-        length
-        for length in range(1, len(names) + 1)
-        if all(name == names[number % length] for number, name in enumerate(names))
-    )
-    return ",".join(names[:length])
+    lengths = range(1, len(names) + 1)
+    fits = (n for n in lengths if names == (names[:n] * len(names))[: len(names)])
+    return ",".join(names[: next(fits)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +325,7 @@ class Windows:
 
     @property
     def names(self):
-        listed = ("layer_types",) if self.local else ()
-        return (self.theirs, *listed, *((self.switch,) if self.switch else ()))
+        return [self.theirs, *["layer_types"] * bool(self.local), *filter(None, [self.switch])]
 
     def read(self, flat, model):
         width = flat.get(self.theirs, self.width)
@@ -298,10 +345,8 @@ class Windows:
         else:
             known = {"full_attention": False, "sliding_attention": True}
             listed = type(kinds) is list and len(kinds) == count
-            require(
-                listed and all(kind in [*known] for kind in kinds),
-                f"layer_types={kinds!r} must list {' or '.join(known)} for {count} layers.",
-            )
+            told = f"layer_types={kinds!r} must list {' or '.join(known)} for {count} layers."
+            require(listed and all(kind in [*known] for kind in kinds), told)
             local = [known[kind] for kind in kinds]
         return {"attention_pattern": pattern_of(local), "window": width if any(local) else 0}
 

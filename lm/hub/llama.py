@@ -2,10 +2,16 @@
 
 arXiv:2302.13971, 2307.09288 and 2407.21783. Its matrices are Linear's, (out, in), and heads are
 rotated in halves, as ours are. Meta's own files rotate neighbours: they are another format.
+
+And Cohere's Command R, which with one key head is PaLM (arXiv:2204.02311) but for its sizes:
+attention and feed-forward read one norm, a layer norm without bias, and rotated pairs are
+neighbours.
 """
 
-from lm.hub.family import HEADS_DIVIDE, Family
-from lm.hub.keys import ACTIVATIONS, Key, Rope, altered
+import dataclasses
+
+from lm.hub.family import HEADS_DIVIDE, STANDARD, Family
+from lm.hub.keys import Rope, altered, keys, without
 from lm.hub.tensors import attention, linear, matrix, norm, plain
 
 LAYER = "model.layers.{layer}."
@@ -15,26 +21,18 @@ def sizes(vocab_size, length, width, layers, heads, kv_heads, hidden, **others):
     """Keys of sizes, by what is meant where config.json leaves them out. kv_heads: None for as many
     as heads; others: {name in config.json: default}.
     """
-    every = (lambda model: model["num_heads"]) if kv_heads is None else kv_heads
+    every = STANDARD["num_kv_heads"] if kv_heads is None else kv_heads
     rows = (
-        Key("vocab_size", "vocab_size", vocab_size),
-        Key("max_position_embeddings", "max_positions", length),
-        Key("hidden_size", "d_model", width),
-        Key("num_hidden_layers", "num_layers", layers),
-        Key("num_attention_heads", "num_heads", heads),
-        Key("num_key_value_heads", "num_kv_heads", every),
-        Key("head_dim", "head_width", lambda model: model["d_model"] // model["num_heads"]),
-        Key("intermediate_size", "d_ff", hidden),
-        Key("hidden_act", "activation", "silu", ACTIVATIONS),
-        Key("rms_norm_eps", "norm_eps", 1e-6),
-        Key("initializer_range", "initializer_std", 0.02),
-        Key("attention_dropout", "attention_dropout", 0.0),
-        Key("tie_word_embeddings", "tied_embedding", False),
+        *keys(vocab_size=vocab_size, max_position_embeddings=length, hidden_size=width),
+        *keys(num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=every),
+        *keys(head_dim=STANDARD["head_width"], intermediate_size=hidden, hidden_act="silu"),
+        *keys(rms_norm_eps=1e-6, initializer_range=0.02, attention_dropout=0.0),
+        *keys(tie_word_embeddings=False),
     )
     return altered(rows, **others)
 
 
-ATTENTION_BIAS = Key("attention_bias", ("qkv_bias", "attention_output_bias"), False)
+ATTENTION_BIAS = keys(attention_bias=False)
 ALWAYS = {"position": "rope", "norm": "rms_norm", "norm_bias": False, "gated": True}
 # What a model does not have of these, as norms of queries and keys, is in none of its files.
 ENDS = (
@@ -77,7 +75,31 @@ LLAMA = like_llama(
     "LlamaForCausalLM",
     (
         *sizes(32000, 2048, 4096, 32, 32, None, 11008),
-        *(Rope(), ATTENTION_BIAS, Key("mlp_bias", "feedforward_bias", False)),
+        Rope(),
+        *ATTENTION_BIAS,
+        *keys(mlp_bias=False),
     ),
     limits=HEADS_DIVIDE,
+)
+
+
+def rotated(row):
+    """The row of queries or keys with rotated pairs as neighbours."""
+    (name, layout), *_ = row.parts.items()
+    turns = name.startswith(("layers/attention/query", "layers/attention/key"))
+    return dataclasses.replace(row, parts={name: layout.replace("H", "h") if turns else layout})
+
+
+COHERE_SIZES = sizes(256000, 8192, 8192, 40, 64, None, 22528, tie_word_embeddings=True)
+COHERE = like_llama(
+    "cohere",
+    "CohereForCausalLM",
+    (
+        *without(COHERE_SIZES, "rms_norm_eps"),
+        *keys(layer_norm_eps=1e-5, logit_scale=0.0625),
+        *(Rope(500_000.0), *ATTENTION_BIAS),
+    ),
+    {"norm": "layer_norm", "parallel_block": True},
+    required={"use_qk_norm": False},
+    tensors=tuple(rotated(row) for row in TENSORS),
 )

@@ -1,6 +1,6 @@
 """Mistral (arXiv:2310.06825) and Mixtral (arXiv:2401.04088); rows of experts that others share."""
 
-from lm.hub.keys import Key, Rope, Windows, without
+from lm.hub.keys import Key, Rope, Windows, keys, without
 from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
 from lm.hub.tensors import Tensor, matrix, under
 
@@ -34,12 +34,9 @@ MIXTRAL = like_llama(
     (
         *without(sizes(*SIZES, rms_norm_eps=1e-5), "intermediate_size"),
         # Its only width: no layer is without experts.
-        Key("intermediate_size", ("expert_d_ff", "d_ff"), 14336),
-        Rope(1_000_000.0),
-        Windows(None),
-        Key("num_local_experts", "num_experts", 8),
-        Key("num_experts_per_tok", "experts_per_token", 2),
-        Key("router_jitter_noise", "router_jitter", 0.0),
+        Key("intermediate_size", "expert_d_ff d_ff", 14336),
+        *(Rope(1_000_000.0), Windows(None)),
+        *keys(num_local_experts=8, num_experts_per_tok=2, router_jitter_noise=0.0),
     ),
     {"router_renormalise": True},
     tensors=(

@@ -1,36 +1,23 @@
 """Qwen 2 (arXiv:2407.10671) and 3 (arXiv:2505.09388), dense and with experts."""
 
-from lm.hub.keys import Key, Rope, Windows, checked
+from lm.hub.keys import Key, Rope, Windows, found, keys
 from lm.hub.llama import ATTENTION_BIAS, LAYER, TENSORS, gated, like_llama, sizes
 from lm.hub.mistral import FUSED, ROUTER, experts
 from lm.hub.tensors import Tensor
 
 SIZES = (151936, 32768, 4096, 32, 32, 32, 22016)
+# Local are, where config.json does not list them, those from a number on; of Qwen 2 with experts
+# every second of those up to it.
+BOUND, SWITCH = ("max_window_layers", 28, int, 0), "use_sliding_window"
+WINDOWS = Windows(4096, lambda layer, flat: layer >= found(flat, *BOUND), SWITCH)
+EARLY = Windows(4096, lambda layer, flat: layer % 2 == 0 and layer < found(flat, *BOUND), SWITCH)
 
-
-def late(number, flat):
-    """Whether a layer is local where config.json does not list them: those from a number on."""
-    return number >= _bound(flat)
-
-
-def early(number, flat):
-    """The same of Qwen 2 with experts: every second of those up to a number."""
-    return number % 2 == 0 and number < _bound(flat)
-
-
-def _bound(flat):
-    return checked("max_window_layers", flat.get("max_window_layers", 28), int, 0)
-
-
-WINDOWS = Windows(4096, late, switch="use_sliding_window")
-
-QWEN2 = like_llama(
-    "qwen2", "Qwen2ForCausalLM", (*sizes(*SIZES), Rope(), WINDOWS), {"qkv_bias": True}
-)
+ROWS = (*sizes(*SIZES), Rope(), WINDOWS)
+QWEN2 = like_llama("qwen2", "Qwen2ForCausalLM", ROWS, {"qkv_bias": True})
 QWEN3 = like_llama(
     "qwen3",
     "Qwen3ForCausalLM",
-    (*sizes(*SIZES, head_dim=128), Rope(), ATTENTION_BIAS, WINDOWS),
+    (*sizes(*SIZES, head_dim=128), Rope(), *ATTENTION_BIAS, WINDOWS),
     {"query_key_norm": "head"},
 )
 
@@ -38,12 +25,10 @@ QWEN3 = like_llama(
 def routing(chosen, count, width):
     """Keys of experts, by their defaults: how many are chosen of how many, and how wide."""
     return (
-        Key("num_experts_per_tok", "experts_per_token", chosen),
         # Qwen 3 has it under both names, by who wrote it.
-        Key(("num_experts", "num_local_experts"), "num_experts", count),
-        Key("moe_intermediate_size", "expert_d_ff", width),
-        Key("norm_topk_prob", "router_renormalise", False),
-        Key("decoder_sparse_step", "experts_every", 1),
+        Key("num_experts num_local_experts", "num_experts", count),
+        *keys(num_experts_per_tok=chosen, moe_intermediate_size=width, norm_topk_prob=False),
+        *keys(decoder_sparse_step=1),
     )
 
 
@@ -58,11 +43,8 @@ QWEN2_MOE = like_llama(
     "Qwen2MoeForCausalLM",
     (
         *sizes(151936, 32768, 2048, 24, 16, 16, 5632),
-        Rope(),
-        Windows(4096, early, switch="use_sliding_window"),
-        Key("qkv_bias", "qkv_bias", True),
-        *routing(4, 60, 1408),
-        Key("shared_expert_intermediate_size", "shared_expert_d_ff", 5632),
+        *(Rope(), EARLY, *routing(4, 60, 1408)),
+        *keys(qkv_bias=True, shared_expert_intermediate_size=5632),
     ),
     {"shared_expert_gate": True},
     required={"mlp_only_layers": []},
@@ -75,7 +57,7 @@ QWEN3_MOE = like_llama(
     "Qwen3MoeForCausalLM",
     (
         *sizes(151936, 32768, 2048, 24, 32, 4, 6144),
-        *(Rope(), ATTENTION_BIAS, Windows(4096, switch="use_sliding_window")),
+        *(Rope(), *ATTENTION_BIAS, Windows(4096, switch=SWITCH)),
         *routing(8, 128, 768),
     ),
     {"query_key_norm": "head"},

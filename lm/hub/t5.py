@@ -5,37 +5,25 @@ has experts in place of some feed-forwards.
 import dataclasses
 
 from lm.hub.family import Family
-from lm.hub.keys import ACTIVATIONS, Key, altered
+from lm.hub.keys import Key, altered, keys, scaled
 from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
 
-DROPOUTS = ("embedding", "attention", "residual", "activation", "final")
 SIZES = (
-    *(Key("vocab_size", "vocab_size", 32128), Key("n_positions", "max_positions", 512)),
-    *(Key("d_model", "d_model", 512), Key("d_kv", "head_width", 64), Key("d_ff", "d_ff", 2048)),
-    *(Key("num_layers", "num_encoder_layers", 6), Key("num_heads", "num_heads", 8)),
-    Key("num_decoder_layers", "num_layers", lambda model: model["num_encoder_layers"]),
-    Key("relative_attention_num_buckets", "position_buckets", 32),
-    Key("relative_attention_max_distance", "position_max_distance", 128),
-    Key("dropout_rate", tuple(f"{name}_dropout" for name in DROPOUTS), 0.1),
-    Key("layer_norm_epsilon", "norm_eps", 1e-6),
-    Key("decoder_start_token_id", "start_token", 0, least=0),
-    Key("tie_word_embeddings", "tied_embedding", True),
+    Key("num_layers", "num_encoder_layers", 6),
+    *keys(num_decoder_layers=lambda model: model["num_encoder_layers"], tie_word_embeddings=True),
+    *keys(vocab_size=32128, n_positions=512, d_model=512, d_kv=64, d_ff=2048, num_heads=8),
+    *keys(relative_attention_num_buckets=32, relative_attention_max_distance=128),
+    *keys(dropout_rate=0.1, layer_norm_epsilon=1e-6, decoder_start_token_id=0),
 )
-ALWAYS = {
-    "stack": "encoder_decoder",
-    "position": "buckets",
-    "norm": "rms_norm",
-    "norm_bias": False,
-    "attention_scale": 1.0,
-    "initializer": "t5",
-}
+ALWAYS: dict[str, object] = {"stack": "encoder_decoder", "position": "buckets", "norm": "rms_norm"}
+ALWAYS |= {"norm_bias": False, "attention_scale": 1.0, "initializer": "t5"}
 COPIES = {f"{name}.embed_tokens.weight": "shared.weight" for name in ("encoder", "decoder")}
 UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 
 
-def scale(scaled, model):
+def scale(model):
     """Of the logits: the decoder's output is divided by a root, or it is not."""
-    return model["d_model"] ** -0.5 if scaled else 1.0
+    return model["d_model"] ** -0.5 if model["tied_embedding"] else 1.0
 
 
 def stack(name, start, last, rows):
@@ -97,14 +85,7 @@ T5 = Family(
         Key("feed_forward_proj", "gated", False, {n: n != "relu" for n in PROJECTIONS}, kind=str),
         Key("feed_forward_proj", "activation", "relu", PROJECTIONS),
         # Version 1.0 is tied and scaled, 1.1 neither; transformers 5 writes that all are tied.
-        Key(
-            "scale_decoder_outputs",
-            "logit_scale",
-            lambda model: scale(model["tied_embedding"], model),
-            to_ours=scale,
-            to_theirs=lambda factor, model: factor != 1,
-            kind=bool,
-        ),
+        scaled("scale_decoder_outputs", "logit_scale", scale, -0.5),
     ),
     always=ALWAYS,
     written={"pad_token_id": lambda config: config.start_token},
@@ -133,14 +114,12 @@ SWITCH = dataclasses.replace(
     architectures={"SwitchTransformersForConditionalGeneration": {}},
     keys=(
         *altered(SIZES, d_model=768, num_layers=12, num_decoder_layers=12, num_heads=12),
-        Key("dense_act_fn", "activation", "relu", ACTIVATIONS),
-        *(Key("num_experts", "num_experts", 8), Key("expert_capacity", "expert_capacity", 64)),
-        Key("router_jitter_noise", "router_jitter", 0.01),
-        Key("router_bias", "router_bias", False),
+        *keys(dense_act_fn="relu", num_experts=8, expert_capacity=64),
+        *keys(router_jitter_noise=0.01, router_bias=False),
         sparse_layers("num_sparse_encoder_layers", "num_encoder_layers"),
         sparse_layers("num_sparse_decoder_layers", "num_layers"),
     ),
-    always=ALWAYS | {"logit_scale": lambda model: scale(model["tied_embedding"], model)},
+    always=ALWAYS | {"logit_scale": scale},
     required={"router_dtype": "float32"},
     limits={OFTEN: lambda config: config.experts_every <= 2},
     tensors=tensors(sparse),

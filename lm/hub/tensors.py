@@ -31,14 +31,11 @@ class Tensor:
 
 def under(start, ours, *rows):
     """The rows, with `start` before the names of tensors and `ours` before those of parameters."""
-    return tuple(
-        dataclasses.replace(
-            row,
-            name=start + row.name,
-            parts={ours + parameter: layout for parameter, layout in row.parts.items()},
-        )
-        for row in rows
-    )
+    moved = []
+    for row in rows:
+        parts = {ours + parameter: layout for parameter, layout in row.parts.items()}
+        moved.append(dataclasses.replace(row, name=start + row.name, parts=parts))
+    return tuple(moved)
 
 
 def plain(name, parameter):
@@ -81,10 +78,9 @@ def attention(start, ours, names=("q_proj", "k_proj", "v_proj", "o_proj")):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One layer (or expert) of a parameter, or a whole one, as it lies in a tensor.
-
-    index: of the leading dims, (layer,), (layer, expert) or (). dims: the letters of the others;
-    shape: their sizes.
+    """One layer (or expert) of a parameter, or a whole one, as it lies in a tensor. index: of the
+    leading dims, (layer,), (layer, expert) or (). dims: the letters of the others; shape: their
+    sizes.
     """
 
     parameter: str
@@ -152,14 +148,9 @@ class Slot:
 
     def split(self, tensor):
         """[(part, its array)] of the whole tensor, as views where nothing is rotated."""
-        tensor, pieces, start = tensor.reshape(self._unmerged()), [], 0
-        for part in self.parts:
-            stop = start + part.tensor_shape()[self.joined]
-            place = [slice(None)] * tensor.ndim
-            place[self.joined] = slice(start, stop)
-            pieces.append((part, part.from_tensor(tensor[tuple(place)])))
-            start = stop
-        return pieces
+        stops = np.cumsum([part.tensor_shape()[self.joined] for part in self.parts])[:-1]
+        pieces = np.split(tensor.reshape(self._unmerged()), stops, self.joined)
+        return [(part, part.from_tensor(x)) for part, x in zip(self.parts, pieces, strict=True)]
 
 
 def slots(rows, shapes, config):
@@ -167,18 +158,16 @@ def slots(rows, shapes, config):
     numbers = {"": _numbers(config)}
     if config.num_encoder_layers:
         numbers["encoder/"] = _numbers(config.encoder())
-    # The layer of multi-token prediction is the one after the last.
-    after = [config.num_layers]
+    after = [config.num_layers]  # the layer of multi-token prediction is the one after the last
     found = []
     for row in rows:
         if any(getattr(config, key) != value for key, value in row.given.items()):
             continue
         stack, layers, rest = next(iter(row.parts)).partition("layers/")
-        if layers and stack in numbers:
-            found += _slots(row, "", numbers[stack][rest.split("/")[0]], shapes)
-            found += _slots(row, "mtp/", after, shapes)
-        else:
-            found += _slots(row, "", after, shapes)
+        of_layer = layers and stack in numbers
+        here = numbers[stack][rest.split("/")[0]] if of_layer else after
+        found += _slots(row, "", here, shapes)
+        found += _slots(row, "mtp/", after, shapes) if of_layer else []
     covered = {part.parameter for slot in found for part in slot.parts}
     assert covered == {*shapes}, covered ^ {*shapes}
     return found

@@ -21,10 +21,9 @@ EXAMPLES = {
 
 
 def make_examples(objective, data, model, tokenizer):
-    """The Examples of an objective, for lm.data.loader; None if it is causal.
-
-    objective, data, model: those sections of the configuration; of model: stack and start_token.
-    Raises UserError for what the tokenizer or the lengths cannot do.
+    """The Examples of an objective, for lm.data.loader; None if it is causal. objective, data,
+    model: those sections of the configuration; of model: stack and start_token. Raises UserError
+    for what the tokenizer or the lengths cannot do.
     """
     shares = objective.kinds()
     if "causal" in shares:

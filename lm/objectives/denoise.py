@@ -65,8 +65,7 @@ class Denoising(SourceTarget):
 
     def _chosen(self, tokens, rng):
         number = max(1, round(self.objective.noise_rate * len(tokens)))
-        number = min(number, len(tokens) - 1)
-        return order(len(tokens), rng)[:number]
+        return order(len(tokens), rng)[: min(number, len(tokens) - 1)]
 
     def _deletion(self, tokens, rng):
         return np.delete(tokens, self._chosen(tokens, rng))

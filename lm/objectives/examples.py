@@ -7,6 +7,8 @@ only random() is read, whose numbers no version of numpy changes. another(rng): 
 another window.
 """
 
+import itertools
+
 import numpy as np
 
 from lm.errors import UserError, require
@@ -33,11 +35,10 @@ class Examples:
 def token(role, kind, data, tokenizer):
     """The special token, or tokens, of a role; UserError if the tokenizer has none."""
     if role not in tokenizer.special:
-        remedy = f"data.special_tokens={REMEDIES.get(role, 'end')}"
-        raise UserError(
-            f"objective.kind={kind!r} needs the special token {NAMES[role]}, which data.tokenizer="
-            f"{data.tokenizer!r} lacks; train one that has it: data.tokenizer=bpe {remedy}."
-        )
+        told = f"objective.kind={kind!r} needs the special token {NAMES[role]}, which"
+        remedy = f"data.tokenizer=bpe data.special_tokens={REMEDIES.get(role, 'end')}."
+        lacks = f"data.tokenizer={data.tokenizer!r} lacks; train one that has it"
+        raise UserError(f"{told} {lacks}: {remedy}")
     return tokenizer.special[role]
 
 
@@ -59,6 +60,20 @@ def order(n, rng):
     return np.argsort(rng.random(n), kind="stable")
 
 
+class Framed(Examples):
+    """An objective of rows of one text, or two, between what begins and what ends each."""
+
+    def __init__(self, kind, data, tokenizer, frame, least):
+        """frame: how many special tokens; least: the shortest row."""
+        self.length, self.raw_length = data.sequence_length, data.sequence_length - frame
+        self.begin, self.end = (token(role, kind, data, tokenizer) for role in ("begin", "end"))
+        self.pad = tokenizer.special.get("pad", 0)
+        told = f"data.sequence_length={self.length} is too short for objective.kind={kind!r}"
+        require(self.raw_length >= 2, f"{told}; make it {least} or more.")
+        self.special_V = np.ones(tokenizer.size, bool)
+        self.special_V[tokenizer.ordinary] = False
+
+
 class SourceTarget(Examples):
     """An objective that turns tokens into a source and a target, for two kinds of model.
 
@@ -74,9 +89,7 @@ class SourceTarget(Examples):
         keys = f"data.sequence_length={self.length}"
         keys += f" or data.target_length={self.target_length}" if self.target_length else ""
         require(self._fit(2), f"{keys} is too short for objective.kind={kind!r}; make it longer.")
-        self.raw_length = 2
-        while self._fit(self.raw_length + 1):
-            self.raw_length += 1
+        self.raw_length = next(n for n in itertools.count(2) if not self._fit(n + 1))
         needed = 0 if self.joined else self.lengths(self.raw_length)[1]
         self.target_length = self.target_length or needed
 

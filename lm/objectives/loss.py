@@ -38,9 +38,12 @@ def objective_loss(model, batch, config, key=None, per_row=0.0):
         ahead, _ = _scored(model, hidden_BTD, *_after_next(batch), config)
         minimised = minimised + config.mtp_loss * ahead
     losses = {}
-    if config.next_sentence:
-        losses["next_sentence_loss"] = _next_sentence(model, hidden_BTD, batch["next_sentence"])
-        minimised += per_row * losses["next_sentence_loss"]
+    if config.next_sentence:  # whether the second text follows: arXiv:1810.04805, section 3.1
+        logits_B1C = model.next_sentence(model.pooler(hidden_BTD))
+        chosen_B1C = batch["next_sentence"][..., None] == jnp.arange(2)
+        loss = -jnp.where(chosen_B1C, jax.nn.log_softmax(logits_B1C), 0).sum()
+        losses["next_sentence_loss"] = loss
+        minimised += per_row * loss
     if "replaced" in config.kinds():
         losses["detection_loss"] = _detection(model, hidden_BTD, batch, keys[1], keys[2])
         minimised += per_row * config.detection_loss * losses["detection_loss"]
@@ -56,16 +59,8 @@ def _joined(routed, more):
     return jax.tree.map(lambda *each: jnp.concatenate(each), routed, more)
 
 
-def _next_sentence(model, hidden_BTD, label_B1):
-    """Cross-entropy of whether the second text follows (arXiv:1810.04805, section 3.1): a sum."""
-    logits_B1C = model.next_sentence(model.pooler(hidden_BTD))
-    chosen_B1C = label_B1[..., None] == jnp.arange(2)
-    return -jnp.where(chosen_B1C, jax.nn.log_softmax(logits_B1C), 0).sum()
-
-
 def _detection(model, hidden_BTD, batch, sample_key, key):
     """Binary cross-entropy of which tokens a model has replaced, the mean over each row, summed.
-
     arXiv:2003.10555, section 2, with generator and discriminator of the same weights, but for their
     heads (section 3.2: "all tied"). The generator's choice has no gradient.
     """
@@ -137,11 +132,9 @@ def _shifted(x_BT):
 
 def _scored(model, hidden_BTD, targets_BT, weights_BT, config):
     """(minimised, cross-entropy) of what the head makes of hidden states: both summed over weighted
-    positions.
-
-    By config.logits_chunk columns of the vocabulary at a time, computed again in the backward pass:
-    logits (B, T, V) never exist, nor a head gathered whole, and where the vocabulary is divided
-    over devices each has its part of every chunk.
+    positions. By config.logits_chunk columns of the vocabulary at a time, computed again in the
+    backward pass: logits (B, T, V) never exist, nor a head gathered whole, and where the vocabulary
+    is divided over devices each has its part of every chunk.
     """
     states_BTD, columns = model.before_logits(hidden_BTD)
     vocab_size = columns["kernel_DV"].shape[-1]
@@ -163,7 +156,16 @@ def _scored(model, hidden_BTD, targets_BT, weights_BT, config):
         sums = zero_BT + jnp.finfo(zero_BT.dtype).min, zero_BT, zero_BT
         sums, _ = jax.lax.scan(more, sums, chunks)
         sums = sums if rest is None else more(sums, rest)[0]
-    return _score(*sums, vocab_size, weights_BT, config)
+    log_z_BT, target_BT, sum_BT = sums
+    nll_BT = loss_BT = log_z_BT - target_BT
+    if config.label_smoothing:
+        # The target's share goes from 1 to 1 - s, and s is spread evenly over the vocabulary.
+        # arXiv:1512.00567, 7.
+        smoothing = config.label_smoothing
+        loss_BT = log_z_BT - (1 - smoothing) * target_BT - smoothing * sum_BT / vocab_size
+    if config.z_loss:
+        loss_BT = loss_BT + config.z_loss * jnp.square(log_z_BT)
+    return (loss_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()
 
 
 def _column_sums(model, states_BTD, columns, targets_BT):
@@ -175,17 +177,3 @@ def _column_sums(model, states_BTD, columns, targets_BT):
     is_target_BTV = columns["number_V"] == targets_BT[..., None]
     target_BT = jnp.where(is_target_BTV, logits_BTV, 0).sum(-1)
     return jax.nn.logsumexp(logits_BTV, -1), target_BT, logits_BTV.sum(-1)
-
-
-def _score(log_z_BT, target_BT, sum_BT, vocab_size, weights_BT, config):
-    """(minimised, cross-entropy), both summed over weighted positions."""
-    nll_BT = log_z_BT - target_BT
-    loss_BT = nll_BT
-    if config.label_smoothing:
-        # The target's share goes from 1 to 1 - s, and s is spread evenly over the vocabulary.
-        # arXiv:1512.00567, 7.
-        smoothing = config.label_smoothing
-        loss_BT = log_z_BT - (1 - smoothing) * target_BT - smoothing * sum_BT / vocab_size
-    if config.z_loss:
-        loss_BT = loss_BT + config.z_loss * jnp.square(log_z_BT)
-    return (loss_BT * weights_BT).sum(), (nll_BT * weights_BT).sum()

@@ -5,30 +5,19 @@ RoBERTa, arXiv:1907.11692, 4.1 and 4.2: another mask each time, <s> ... </s>, no
 
 import numpy as np
 
-from lm.errors import require
-from lm.objectives.examples import Examples, ones, order, padded, token
+from lm.objectives.examples import Framed, ones, order, padded, token
 
 
-class Masked(Examples):
+class Masked(Framed):
     """tokens (corrupted), targets, weights (1 where predicted), segments (T,) and, with pairs,
     token_types (T,), 1 in the second text, and next_sentence (1,), its label.
     """
 
     def __init__(self, kind, objective, data, model, tokenizer):
-        self.objective, self.length = objective, data.sequence_length
+        self.mask = token("mask", kind, data, tokenizer)
+        super().__init__(kind, data, tokenizer, 2 + objective.next_sentence, 5)
+        self.objective, self.ordinary = objective, tokenizer.ordinary
         self.copies, self.several_windows = objective.static_masks, objective.next_sentence
-        roles = ("mask", "begin", "end")
-        self.mask, self.begin, self.end = (token(role, kind, data, tokenizer) for role in roles)
-        self.pad = tokenizer.special.get("pad", 0)
-        self.raw_length = self.length - 2 - objective.next_sentence
-        require(
-            self.raw_length >= 2,
-            f"data.sequence_length={self.length} is too short for objective.kind={kind!r}; make it "
-            "5 or more.",
-        )
-        self.ordinary = tokenizer.ordinary
-        self.special_V = np.ones(tokenizer.size, bool)
-        self.special_V[self.ordinary] = False
         self.starts_V = tokenizer.word_starts() if objective.whole_words else ~self.special_V
 
     def __call__(self, tokens, rng, another):

@@ -8,40 +8,23 @@ import jax.numpy as jnp
 
 
 def router_loss(routed, model_config, objective_config):
-    """The losses of the router, each a mean and weighed by its coefficient; a scalar.
-
-    Those of mean values do not add up over the parts of a batch: each part is balanced by itself.
-    """
-    return (
-        objective_config.router_aux_loss * balance_loss(routed, model_config.num_experts)
-        + objective_config.router_sequence_loss * sequence_loss(routed)
-        + objective_config.router_z_loss * z_loss(routed)
-    )
-
-
-def balance_loss(routed, num_experts):
-    """E * sum over experts of (choices per token * mean probability), all layers together.
-
-    That is the number of a token's choices when all experts have the same. arXiv:2101.03961,
-    equations 4 to 6; layers are pooled before the product, as Hugging Face's Mixtral does.
+    """The losses of the router, each a mean and weighed by its coefficient; a scalar. Those of mean
+    values do not add up over the parts of a batch: each part is balanced by itself.
     """
     tokens = _at_least_1(routed["tokens"].sum())
-    share_E = routed["count_E"].sum(0) / tokens
-    probability_E = routed["probability_E"].sum(0) / tokens
-    return num_experts * (share_E * probability_E).sum()
-
-
-def sequence_loss(routed):
-    """The same of each sequence and layer, over the number of choices: 1 when all have the same.
-
-    arXiv:2412.19437, equations 17 to 20.
-    """
-    return (routed["sequence"] / _at_least_1(routed["sequences"])).mean()
-
-
-def z_loss(routed):
-    """Mean squared log Z of the router, in nats squared (arXiv:2202.08906, equation 5)."""
-    return routed["z"].sum() / _at_least_1(routed["tokens"].sum())
+    # E * sum over experts of (choices per token * mean probability), which is the number of a
+    # token's choices when all experts have the same: arXiv:2101.03961, equations 4 to 6. All layers
+    # are pooled before the product, as Hugging Face's Mixtral does.
+    share_E, probability_E = (routed[name].sum(0) / tokens for name in ("count_E", "probability_E"))
+    balance = model_config.num_experts * (share_E * probability_E).sum()
+    # The same of each sequence and layer, over the number of choices: arXiv:2412.19437, equations
+    # 17 to 20. And the mean squared log Z, in nats squared: arXiv:2202.08906, equation 5.
+    of_sequences = (routed["sequence"] / _at_least_1(routed["sequences"])).mean()
+    return (
+        objective_config.router_aux_loss * balance
+        + objective_config.router_sequence_loss * of_sequences
+        + objective_config.router_z_loss * routed["z"].sum() / tokens
+    )
 
 
 def expert_metrics(routed):

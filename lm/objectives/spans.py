@@ -3,7 +3,7 @@
 import numpy as np
 
 from lm.errors import require
-from lm.objectives.examples import SourceTarget, token
+from lm.objectives.examples import SourceTarget, order, token
 
 # UL2's mode, mean span length (None: one span, at the end) and rate of noise of each denoiser.
 # arXiv:2205.05131, table 1; all as often as each other.
@@ -20,7 +20,6 @@ UL2_DENOISERS = (
 
 def span_counts(n, rate, mean):
     """(noise tokens, spans) of n tokens: rounded, at least one of each, and as many clean spans.
-
     mean: None for one span. arXiv:1910.10683, 3.1.4; random_spans_noise_mask of T5's code.
     """
     noise = min(max(round(n * rate), 1), n - 1)
@@ -30,14 +29,13 @@ def span_counts(n, rate, mean):
 
 def partition(total, parts, rng):
     """Lengths of 1 or more, (parts,), that add up to the total; all such are equally likely."""
-    cuts = np.argsort(rng.random(total - 1), kind="stable")[: parts - 1] + 1
+    cuts = order(total - 1, rng)[: parts - 1] + 1
     return np.diff(np.sort(cuts), prepend=0, append=total)
 
 
 def corrupt(tokens, clean_K, noise_K, sentinels):
-    """(source, target) of spans that alternate, a clean one first; K spans of each.
-
-    A sentinel takes the place of each noise span in the source, of each clean one in the target.
+    """(source, target) of spans that alternate, a clean one first; K spans of each. A sentinel
+    takes the place of each noise span in the source, of each clean one in the target.
     """
     spans = len(clean_K)
     lengths = np.stack([clean_K, noise_K], 1).ravel()
@@ -51,23 +49,18 @@ def corrupt(tokens, clean_K, noise_K, sentinels):
 class SpanCorruption(SourceTarget):
     """Both end with </s>, which their lengths include: 568 tokens give 512 and 114."""
 
-    def __init__(self, kind, objective, data, model, tokenizer):
-        self.denoisers = self.make_denoisers(objective)
+    def __init__(self, kind, objective, data, model, tokenizer, denoisers=None):
+        """denoisers: (mode or None, mean span length, rate) of each, all as often as each other."""
+        self.denoisers = denoisers or ((None, objective.mean_span, objective.noise_rate),)
         super().__init__(kind, objective, data, model, tokenizer)
         self.modes = {}
         self.end = token("end", kind, data, tokenizer)
         self.sentinels = token("sentinels", kind, data, tokenizer)
         most = max(span_counts(self.raw_length, rate, mean)[1] for _, mean, rate in self.denoisers)
-        require(
-            most <= len(self.sentinels),
-            f"objective.kind={kind!r} makes {most} spans of the {self.raw_length} tokens that fill "
-            f"data.sequence_length={self.length}, and the tokenizer has {len(self.sentinels)} "
-            "sentinels; shorten the sequences or lengthen the spans.",
-        )
-
-    def make_denoisers(self, objective):
-        """(mode or None, mean span length, rate) of each, all as often as each other."""
-        return ((None, objective.mean_span, objective.noise_rate),)
+        there, tokens = len(self.sentinels), f"{self.raw_length} tokens"
+        told = f"objective.kind={kind!r} makes {most} spans of the {tokens} that fill"
+        told += f" data.sequence_length={self.length}, and the tokenizer has {there} sentinels"
+        require(most <= there, f"{told}; shorten the sequences or lengthen the spans.")
 
     def lengths(self, n):
         found = []
@@ -91,17 +84,13 @@ class UL2(SpanCorruption):
     """The source begins with the token of its mode: how much is missing, and where."""
 
     def __init__(self, kind, objective, data, model, tokenizer):
-        super().__init__(kind, objective, data, model, tokenizer)
+        super().__init__(kind, objective, data, model, tokenizer, UL2_DENOISERS)
         self.modes = token("modes", kind, data, tokenizer)
-
-    def make_denoisers(self, objective):
-        return UL2_DENOISERS
 
 
 class Prefix(SourceTarget):
-    """A text cut in two, anywhere that both parts fit; T5, arXiv:1910.10683, 3.2.1.
-
-    For an encoder-decoder both end with </s>; a decoder reads the text as it is.
+    """A text cut in two, anywhere that both parts fit; T5, arXiv:1910.10683, 3.2.1. For an
+    encoder-decoder both end with </s>; a decoder reads the text as it is.
     """
 
     def __init__(self, kind, objective, data, model, tokenizer):

@@ -12,10 +12,9 @@ FEW = 512
 
 
 def choose(logits_BV, keys_B, temperature, top_k, top_p):
-    """One token for each row, int32 (B, 1): the largest logit plus Gumbel noise.
-
-    temperature: None is greedy, without noise. top_k: 0 is off. top_p: None is off. Temperature
-    comes first; top_p is a part of what top_k has left. The noise belongs to the key and the token.
+    """One token for each row, int32 (B, 1): the largest logit plus Gumbel noise. temperature: None
+    is greedy, without noise. top_k: 0 is off. top_p: None is off. Temperature comes first; top_p is
+    a part of what top_k has left. The noise belongs to the key and the token.
     """
     if temperature is None:
         return jnp.argmax(logits_BV, -1, keepdims=True).astype(jnp.int32)
@@ -41,10 +40,9 @@ def choose(logits_BV, keys_B, temperature, top_k, top_p):
 
 
 def candidates(logits_BV, count, top_p=None, log_z_B1=None):
-    """The `count` largest logits of each row, descending, and their tokens: both (B, C).
-
-    top_p: -inf is put for those outside the smallest set, from the largest down, whose mass reaches
-    it. log_z_B1: what makes logits probabilities; None is of these `count`.
+    """The `count` largest logits of each row, descending, and their tokens: both (B, C). top_p:
+    -inf is put for those outside the smallest set, from the largest down, whose mass reaches it.
+    log_z_B1: what makes logits probabilities; None is of these `count`.
     """
     scores_BC, tokens_BC = jax.lax.top_k(logits_BV, count)
     if top_p is not None:

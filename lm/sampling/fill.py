@@ -24,19 +24,12 @@ def fill(model, text, top_k=5):
     or <mask>, where a token is missing; each is guessed beside the other blanks, not after them.
     Raises UserError for a model or a text without blanks.
     """
-    tokenizer, config = model.tokenizer, model.config
-    require(
-        config.stack == "encoder",
-        f"a model of stack {config.stack!r} fills no blanks; lm.generate(model, ...) continues.",
-    )
-    require(
-        tokenizer is not None and "mask" in tokenizer.special,
-        "the model has no tokenizer with a mask, and so no blanks; give it tokens.",
-    )
-    require(
-        1 <= top_k <= config.vocab_size,
-        f"top_k={top_k} is not possible; it must be from 1 to {config.vocab_size}.",
-    )
+    tokenizer, stack, most = model.tokenizer, model.config.stack, model.config.vocab_size
+    told = f"a model of stack {stack!r} fills no blanks; lm.generate(model, ...) continues."
+    require(stack == "encoder", told)
+    told = "the model has no tokenizer with a mask, and so no blanks; give it tokens."
+    require(tokenizer is not None and "mask" in tokenizer.special, told)
+    require(1 <= top_k <= most, f"top_k={top_k} is not possible; it must be from 1 to {most}.")
     tokens = framed(tokenizer, text)
     places = np.flatnonzero(tokens == tokenizer.special["mask"])
     name = tokenizer.library.id_to_token(tokenizer.special["mask"])
@@ -45,14 +38,10 @@ def fill(model, text, top_k=5):
     odds_KV = np.exp(logits_KV - logits_KV.max(-1, keepdims=True))
     odds_KV /= odds_KV.sum(-1, keepdims=True)
     best_KN = np.argsort(-odds_KV, -1, kind="stable")[:, :top_k]
-    blanks = [
-        Blank(
-            [tokenizer.decode([token]) for token in best_N],
-            best_N.tolist(),
-            odds_V[best_N].tolist(),
-        )
-        for odds_V, best_N in zip(odds_KV, best_KN, strict=True)
-    ]
+    blanks = []
+    for odds_V, best_N in zip(odds_KV, best_KN, strict=True):
+        texts = [tokenizer.decode([token]) for token in best_N]
+        blanks.append(Blank(texts, best_N.tolist(), odds_V[best_N].tolist()))
     filled = tokens.copy()
     filled[places] = best_KN[:, 0]
     return tokenizer.decode(filled), blanks

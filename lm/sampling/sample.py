@@ -28,10 +28,8 @@ NO_TABLE = 2**31 - 2  # the positions of a model without a table; one more is st
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a model wrote after a prompt, without the end of text.
-
-    text: None if the model has no tokenizer. ended: it stopped at the end of text, and not because
-    it had its number of tokens.
+    """What a model wrote after a prompt, without the end of text. text: None if the model has no
+    tokenizer. ended: it stopped at the end of text, and not because it had its number of tokens.
     """
 
     text: str | None
@@ -68,10 +66,8 @@ def generate(
     """
     check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    require(
-        model.config.stack != "encoder",
-        "an encoder writes no text; lm.fill(model, ...) fills the blanks of one.",
-    )
+    told = "an encoder writes no text; lm.fill(model, ...) fills the blanks of one."
+    require(model.config.stack != "encoder", told)
     prompts = [_encoded(model, number, prompt) for number, prompt in enumerate(prompts)]
     if not prompts:
         return []
@@ -90,11 +86,14 @@ def generate(
         sources, prompts = prompts, [[model.config.start_token]] * len(prompts)
     with use_mesh(model.mesh):
         texts = _continued(model, prompts, sources, rows, settings, sizes)
-    samples = [
-        _sample(model.tokenizer, prompts[row // num_samples], texts[row], end)
-        for row in range(len(prompts) * num_samples)
-    ]
-    return [samples[row : row + num_samples] for row in range(0, len(samples), num_samples)]
+    samples = [[] for _ in prompts]
+    for row, text in enumerate(texts[: len(prompts) * num_samples]):
+        prompt = prompts[row // num_samples]
+        ended = text[-1] == end
+        tokens = text[len(prompt) : -1 if ended else None]
+        sample = Sample(_text(model.tokenizer, prompt, tokens), tokens, ended)
+        samples[row // num_samples].append(sample)
+    return samples
 
 
 def check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples):
@@ -105,16 +104,12 @@ def check_settings(num_tokens, temperature, top_k, top_p, seed, num_samples):
         ("top_k", top_k, 0, 2**31 - 1),
         ("seed", seed, 0, 2**32 - 1),
     ):
-        require(
-            isinstance(value, numbers.Integral) and least <= value <= most,
-            f"{name}={value!r} is not possible; it must be a whole number, {least} or more and at "
-            f"most {most}.",
-        )
-    require(
-        temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
-        f"temperature={temperature} is not possible; it must be 0, which is greedy, or from "
-        f"{LOWEST_TEMPERATURE} up; 1 is the model's own.",
-    )
+        told = f"it must be a whole number, {least} or more and at most {most}."
+        whole = isinstance(value, numbers.Integral)
+        require(whole and least <= value <= most, f"{name}={value!r} is not possible; {told}")
+    told = f"it must be 0, which is greedy, or from {LOWEST_TEMPERATURE} up; 1 is the model's own."
+    possible = temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf
+    require(possible, f"temperature={temperature} is not possible; {told}")
     require(0 < top_p <= 1, f"top_p={top_p} is not possible; it must be in (0, 1]; 1 is off.")
 
 
@@ -135,25 +130,19 @@ def _encoded(model, number, prompt):
         else:
             tokens = model.tokenizer.encode(prompt)
             tokens = tokens if end is None else np.append(end, tokens)
-        require(
-            tokens.size,
-            f"{name} is empty, and the tokenizer has no end-of-text token to begin with; give a "
-            "text.",
-        )
+        told = f"{name} is empty, and the tokenizer has no end-of-text token to begin with"
+        require(tokens.size, f"{told}; give a text.")
     else:
         tokens = np.asarray(prompt)
-        require(
-            tokens.ndim == 1 and tokens.size and np.issubdtype(tokens.dtype, np.integer),
-            f"{name}={prompt!r} is neither a text nor a list of one or more tokens.",
-        )
+        listed = tokens.ndim == 1 and tokens.size and np.issubdtype(tokens.dtype, np.integer)
+        told = f"{name}={prompt!r} is neither a text nor a list of one or more tokens."
+        require(listed, told)
     for token in (tokens.min(), tokens.max()):
         told = f"{name} holds token {token}; the model's are 0 to {vocab - 1}."
         require(0 <= token < vocab, told)
-    require(
-        model.config.stack == "decoder" or tokens.size <= model.config.num_positions,
-        f"{name} of {tokens.size} tokens is longer than the model's {model.config.num_positions} "
-        "positions; shorten it.",
-    )
+    most = model.config.num_positions
+    told = f"{name} of {tokens.size} tokens is longer than the model's {most} positions"
+    require(model.config.stack == "decoder" or tokens.size <= most, f"{told}; shorten it.")
     return tokens.tolist()
 
 
@@ -192,7 +181,6 @@ def _left_padded(prompts, shards):
 
 def _rows(num_prompts, num_samples, num_tokens, shards, seed):
     """What is to be written, a row for each sample of each prompt: B of them, a multiple of shards.
-
     number_B: of its prompt. prompt_B: the row of that, None if it is its own. keys_B2: its
     randomness. left_B1: how many tokens; 0 if it is there only to fill the last shard.
     """
@@ -209,10 +197,9 @@ def _rows(num_prompts, num_samples, num_tokens, shards, seed):
 
 def _continued(model, prompts, sources, rows, settings, sizes):
     """Each row's prompt and what was written after it: B lists of tokens. sources: for each prompt
-    what an encoder reads, or None.
-
-    Each round is one program, in which every row writes until its own table is full, and then waits
-    for the others: where it is read anew depends on itself alone. Without a table one round is all.
+    what an encoder reads, or None. Each round is one program, in which every row writes until its
+    own table is full, and then waits for the others: where it is read anew depends on itself alone.
+    Without a table one round is all.
     """
     shards, end, table = _shards(model.mesh), settings["end"], settings["table"]
     texts = [prompts[number] for number in rows["number_B"]]
@@ -227,29 +214,26 @@ def _continued(model, prompts, sources, rows, settings, sizes):
             written = jax.device_put(written, NamedSharding(model.mesh, P()))
         tokens_BN, broken_B1 = map(np.asarray, written)
         if broken_B1.any():
-            raise RunError(
-                f"the logits after prompts[{rows['number_B'][broken_B1.argmax()]}] are not finite: "
-                "the weights are damaged, or their training diverged; take the checkpoint of an "
-                "earlier step."
-            )
+            first = rows["number_B"][broken_B1.argmax()]
+            told = f"the logits after prompts[{first}] are not finite"
+            cause = "the weights are damaged, or their training diverged"
+            raise RunError(f"{told}: {cause}; take the checkpoint of an earlier step.")
         new = [tokens_N[tokens_N >= 0].tolist() for tokens_N in tokens_BN]
         texts = [text + tokens for text, tokens in zip(texts, new, strict=True)]
-        left = [
-            0 if tokens[-1:] == [end] else count - len(tokens)
-            for [count], tokens in zip(rows["left_B1"].tolist(), new, strict=True)
-        ]
+        written_B1 = (tokens_BN >= 0).sum(1, keepdims=True)
+        ended_B1 = np.array([[tokens[-1:] == [end]] for tokens in new])
+        left_B1 = np.where(ended_B1, 0, rows["left_B1"] - written_B1).astype(np.int32)
         if sources is not None and len(sources) < len(texts):
             sources = [sources[number] for number in rows["number_B"]]
-        rows = {**rows, "prompt_B": None, "left_B1": np.array(left, np.int32)[:, None]}
+        rows = {**rows, "prompt_B": None, "left_B1": left_B1}
         # A row that is done only waits; it reads a token because each row must.
-        pairs = zip(texts, left, strict=True)
-        windows = [_window(text, table) if more else text[-1:] for text, more in pairs]
+        pairs = zip(texts, left_B1, strict=True)
+        windows = [_window(text, table) if left else text[-1:] for text, left in pairs]
     return texts
 
 
 def _window(text, table):
     """The tokens of a text that are read: whenever they outgrow the table, its last half is left.
-
     It depends on the length alone, not on how much of the text is the prompt.
     """
     step = table + 1 - max(1, table // 2)
@@ -268,9 +252,8 @@ def _keys(seed, prompt_B, sample_B):
 
 
 def _read(model, prefix, prompt_B, room):
-    """(cache, logits (B, V) of the first token to write, lengths (B, 1)) after the prompts.
-
-    The cache has room for `room` tokens more.
+    """(cache, logits (B, V) of the first token to write, lengths (B, 1)) after the prompts. The
+    cache has room for `room` tokens more.
     """
     prefix = jax.tree.map(lambda x_PT: put(x_PT, "tokens"), prefix)
     rows = dict(prefix[""])
@@ -288,7 +271,6 @@ def _read(model, prefix, prompt_B, room):
     lengths_P1 = positions_PT[:, -1:] + 1
     if prompt_B is None:
         return cache, logits_PV, lengths_P1
-
     place = None if current_mesh() is None else ACTIVATIONS["tokens"]
     ours = (x.at[prompt_B].get(out_sharding=place) for x in (logits_PV, lengths_P1))
     return take_rows(cache, prompt_B), *ours
@@ -297,7 +279,6 @@ def _read(model, prefix, prompt_B, room):
 @functools.partial(jax.jit, static_argnames=("module", "room", "vocab", "top_k"))
 def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     """(tokens (B, room), broken (B, 1)): -1 after a row's end; broken if its logits are not finite.
-
     prefix: of `_left_padded`; rows: of `_rows`, and length_B1 of their texts. One program reads and
     writes, so that the cache never leaves it and is updated in place.
     """
@@ -323,9 +304,6 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
             "last_B1": token_B1,
         }
 
-    def goes_on(state):
-        return ~state["ended_B1"].all() & ~state["broken_B1"].any()
-
     def advance(state):
         hidden_B1D, cache, _ = model.hidden(
             jnp.maximum(state["last_B1"], 0),
@@ -342,7 +320,11 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
         "ended_B1": limit_B1 == 0,
         "cache": cache,
     }
-    state = jax.lax.while_loop(goes_on, advance, write(state, logits_BV))
+    state = jax.lax.while_loop(
+        lambda state: ~state["ended_B1"].all() & ~state["broken_B1"].any(),
+        advance,
+        write(state, logits_BV),
+    )
     return state["tokens_BN"], state["broken_B1"]
 
 
@@ -358,17 +340,8 @@ def _chooser(keys_B2, settings, vocab, top_k):
 
     # Each device chooses for its own rows, from whole rows: the same on every mesh.
     run = local(choose_rows, ("tokens",) * 3 + (None, None), ("tokens", "tokens"))
-    return lambda logits_BV, position_B1: run(
-        logits_BV, position_B1, keys_B2, settings["temperature"], settings["top_p"]
-    )
-
-
-def _sample(tokenizer, prompt, text, end):
-    """The Sample that a text of `_continued` is."""
-    tokens = text[len(prompt) :]
-    ended = tokens[-1] == end
-    tokens = tokens[:-1] if ended else tokens
-    return Sample(_text(tokenizer, prompt, tokens), tokens, ended)
+    more = keys_B2, settings["temperature"], settings["top_p"]
+    return lambda logits_BV, position_B1: run(logits_BV, position_B1, *more)
 
 
 def _text(tokenizer, prompt, tokens):

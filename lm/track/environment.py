@@ -24,25 +24,19 @@ def environment(hosts=None):
     import jax
 
     kinds = [device.device_kind for device in jax.devices()]
+    names = filter(VARIABLES.match, sorted(os.environ))
     return {
         "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.orig_argv,
         "platform": platform.platform(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **{x: _version(x) for x in PACKAGES}},
         "code": commit(Path(__file__).resolve().parents[2]),
         "backend": jax.default_backend(),
         "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "processes": jax.process_count(),
         "hosts": hosts or [socket.gethostname()],  # of each process
         "cores": os.cpu_count(),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if VARIABLES.match(name) and not SECRETS.search(name)
-        },
+        "variables": {name: os.environ[name] for name in names if not SECRETS.search(name)},
     }
 
 
@@ -64,15 +58,13 @@ def commit(folder):
     if not (folder / ".git").exists():
         return None
     try:
-        head = _git(folder, "rev-parse", "HEAD")
-        return {"commit": head, "dirty": bool(_git(folder, "status", "--porcelain"))}
+        head, changes = (
+            subprocess.check_output(["git", *of], cwd=folder, stderr=subprocess.DEVNULL, text=True)
+            for of in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+        return {"commit": head.strip(), "dirty": bool(changes.strip())}
     except (OSError, subprocess.CalledProcessError):  # no git here, no commit yet, not our files
         return None
-
-
-def _git(folder, *arguments):
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _version(name):

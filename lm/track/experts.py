@@ -7,7 +7,6 @@ WINDOW = 20  # logged steps that are looked at together
 
 class DeadExperts:
     """warning(step, counts): a line if some experts had no token in any of the last logged steps.
-
     counts: (layers with experts, experts), the choices of one step. The line comes once for each
     WINDOW of them, and is None else.
     """
@@ -25,8 +24,8 @@ class DeadExperts:
             return None
         named = ", ".join(f"layer {layer} expert {expert}" for layer, expert in dead[:4])
         more = f" and {len(dead) - 4} more" if len(dead) > 4 else ""
-        return (
-            f"step {step}: {len(dead)} of {size} experts had no token in {self.window} logged "
-            f"steps: {named}{more} (layers with experts count from 0). A larger "
-            "objective.router_aux_loss or optim.router_bias_step spreads tokens."
+        told = (
+            f"step {step}: {len(dead)} of {size} experts had no token in {self.window} logged steps"
         )
+        remedy = "A larger objective.router_aux_loss or optim.router_bias_step spreads tokens."
+        return f"{told}: {named}{more} (layers with experts count from 0). {remedy}"

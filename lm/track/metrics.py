@@ -8,6 +8,7 @@ which the last is written anew every FLUSH_SECONDS and before a checkpoint: all 
 loses is what its resumption logs again.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -21,7 +22,7 @@ FLUSH_SECONDS = 10
 PART_BYTES = 1 << 18
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """Appends to workdir/metrics.jsonl, or to a bucket's parts. Of several processes, one has it.
 
     tensorboard: also event files in workdir/tensorboard. wandb_project: also a run there, which a
@@ -47,29 +48,27 @@ class MetricsWriter:
 
     def write(self, step, values):
         """values: {name: number}, arrays of one number too; a text, such as a fingerprint, stays.
-
         float32 values come back exactly; what is not finite is written as null. Raises RunError if
         the disk is full.
         """
-        values = {name: _plain(value) for name, value in values.items()}
-        line = json.dumps({"step": int(step), **values}, allow_nan=False).encode() + b"\n"
+        values = {name: x.item() if hasattr(x, "item") else x for name, x in values.items()}
+        numbers = {name: x for name, x in values.items() if not isinstance(x, str)}
+        numbers = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        line = json.dumps({"step": int(step), **values, **numbers}, allow_nan=False) + "\n"
         try:
-            written = self.file.write(line)  # one call: a reader never sees half of what we wrote
+            # One call: a reader never sees half of what we wrote.
+            written = self.file.write(line.encode())
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror}.") from error
         if written != len(line):
             raise RunError(f"{self.path} cannot be written: the disk is full.")
-        numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
         for sink in self.sinks:
-            sink.write(int(step), numbers)
+            sink.write(int(step), {name: x for name, x in numbers.items() if x is not None})
 
     def close(self):
         self.file.close()
         for sink in self.sinks:
             sink.close()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *exception):
         self.close()
@@ -112,22 +111,19 @@ def logged(path):
 
 
 def read_metrics(path):
-    """[{"step": step, name: value, ...}], one dict per step, in order of steps.
-
-    Raises UserError if the file is missing or a line other than a torn last one is no JSON object.
+    """[{"step": step, name: value, ...}], one dict per step, in order of steps. Raises UserError if
+    the file is missing or a line other than a torn last one is no JSON object.
     """
     content = logged(path)
-    there = content is not None
-    require(there, f"there is no {path}; name the metrics.jsonl of a run that logged a step.")
-    rows = {}
-    lines = content.split(b"\n")
+    told = f"there is no {path}; name the metrics.jsonl of a run that logged a step."
+    require(content is not None, told)
+    rows, lines = {}, content.split(b"\n")
     for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is None:
-            if line and number < len(lines):
-                raise UserError(f"line {number} of {path} is not a logged step; remove the line.")
-            continue
-        rows.setdefault(row["step"], {}).update(row)
+        row, last = _parse(line), number == len(lines)
+        told = f"line {number} of {path} is not a logged step; remove the line."
+        require(row or last or not line, told)
+        if row:
+            rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
 
 
@@ -141,23 +137,12 @@ def _parse(line):
 
 def _mend(path):
     """Drop what follows the last line end, or end it if it is a whole line."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    torn = content[content.rfind(b"\n") + 1 :]
-    with path.open("r+b") as file:
-        if torn and _parse(torn) is not None:
-            file.seek(0, 2)
-            file.write(b"\n")
-        elif torn:
-            file.truncate(len(content) - len(torn))
-
-
-def _plain(value):
-    if isinstance(value, str):
-        return value
-    value = value.item() if hasattr(value, "item") else value
-    return value if math.isfinite(value) else None
+    content = path.read_bytes() if path.is_file() else b""
+    if torn := content[content.rfind(b"\n") + 1 :]:
+        with path.open("r+b") as file:
+            file.seek(0 if _parse(torn) else -len(torn), 2)
+            file.write(b"\n" if _parse(torn) else b"")
+            file.truncate()
 
 
 class _TensorBoard:
@@ -167,9 +152,8 @@ class _TensorBoard:
 
     def write(self, step, numbers):
         if self.writer is None:  # from its first step on, a resumed run replaces what was logged
-            self.writer = self.module.SummaryWriter(
-                str(self.folder), purge_step=step, filename_suffix=f".{uuid.uuid4().hex}"
-            )
+            names = {"logdir": str(self.folder), "filename_suffix": f".{uuid.uuid4().hex}"}
+            self.writer = self.module.SummaryWriter(purge_step=step, **names)
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, step)
 
@@ -203,6 +187,5 @@ def _optional(package, key, extra):
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
-        ) from error
+        told = f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
+        raise UserError(told) from error

@@ -1,5 +1,6 @@
 """How a run goes: a bar on a terminal; elsewhere (pipes, Slurm's logs) a line per logged step."""
 
+import contextlib
 import datetime
 import sys
 import time
@@ -16,10 +17,9 @@ FORMATS = {
 BESIDE_BAR = ("train/loss", "train/tokens_per_second", "train/mfu")
 
 
-class Progress:
-    """progress(step, values) shows a logged step; values are as in metrics.jsonl.
-
-    first_step: the first that this process runs. quiet: show nothing. file: None is sys.stdout.
+class Progress(contextlib.AbstractContextManager):
+    """progress(step, values) shows a logged step; values are as in metrics.jsonl. first_step: the
+    first that this process runs. quiet: show nothing. file: None is sys.stdout.
     """
 
     def __init__(self, num_steps, first_step=0, quiet=False, file=None, clock=time.monotonic):
@@ -28,14 +28,28 @@ class Progress:
         self.first, self.left = None, ""
         self.bar = None
         if self.file.isatty() and not quiet:
-            self._start_bar(first_step)
+            from rich import progress
+            from rich.console import Console
+
+            texts = "step {task.completed}/{task.total}", "{task.fields[values]}"
+            step, values, left = map(progress.TextColumn, (*texts, "{task.fields[left]}"))
+            columns, console = (step, progress.BarColumn(20), values, left), Console(file=self.file)
+            self.bar = progress.Progress(*columns, console=console)
+            fields = {"values": "compiling", "left": ""}
+            self.task = self.bar.add_task("", True, num_steps, first_step, True, **fields)
+            self.bar.start()
 
     def __call__(self, step, values):
         if self.quiet:
             return
         trained = "train/loss" in values
         if trained:
-            self._estimate(step)
+            # The time left, at the mean pace since the first logged step: what is before compiles.
+            now = self.clock()
+            first_step, start = self.first = self.first or (step, now)
+            if step > first_step:
+                seconds = (now - start) / (step - first_step) * (self.num_steps - 1 - step)
+                self.left = f"{datetime.timedelta(seconds=round(seconds))} left"
         line = f"step {step}/{self.num_steps}  {describe(values)}"
         if self.bar is None:
             ending = f"  {self.left}" if trained and self.left else ""
@@ -47,41 +61,12 @@ class Progress:
         if any(name.startswith("eval/") for name in values):
             self.bar.console.print(line, highlight=False)
 
-    def _estimate(self, step):
-        """The time left, at the mean pace since the first logged step: what is before compiles."""
-        now = self.clock()
-        self.first = self.first or (step, now)
-        first_step, start = self.first
-        if step > first_step:
-            seconds = (now - start) / (step - first_step) * (self.num_steps - 1 - step)
-            self.left = f"{datetime.timedelta(seconds=round(seconds))} left"
-
     def close(self):
         if self.bar is not None:
             self.bar.stop()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *exception):
         self.close()
-
-    def _start_bar(self, first_step):
-        from rich import progress
-        from rich.console import Console
-
-        texts = (
-            "step {task.completed}/{task.total}",
-            "{task.fields[values]}",
-            "{task.fields[left]}",
-        )
-        step, values, left = map(progress.TextColumn, texts)
-        console = Console(file=self.file)
-        self.bar = progress.Progress(step, progress.BarColumn(20), values, left, console=console)
-        self.task = self.bar.add_task(
-            "", total=self.num_steps, completed=first_step, values="compiling", left=""
-        )
-        self.bar.start()
 
 
 def describe(values):
