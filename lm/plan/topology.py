@@ -65,16 +65,20 @@ def without_devices():
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
 
 
+def chip(kind):
+    """The lm.chips.Device of a kind in TPUS or GPUS. Raises UserError for another."""
+    kinds = *TPUS, *GPUS
+    require(kind in kinds, f"no chip {kind!r} is known.{did_you_mean(kind, kinds)}")
+    return DEVICES[f"TPU {kind}" if kind in TPUS else GPUS[kind].kind]
+
+
 def topology_devices(name):
     """The devices of "KIND:AxBxC", as jax gives those that are there.
 
     Raises UserError for what is no topology, or if the compiler for it is not installed.
     """
     kind, _, sizes = name.partition(":")
-    require(
-        kind in (*TPUS, *GPUS),
-        f"--topology={name}: no chip {kind!r} is known.{did_you_mean(kind, (*TPUS, *GPUS))}",
-    )
+    chip(kind)
     dims = TPUS.get(kind, 2)
     require(
         re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) and sizes.count("x") == dims - 1,
