@@ -106,7 +106,7 @@ def read_run(folder, name):
         except FileNotFoundError:
             run.notes += [] if part == "samples" else [f"there is no {file}"]
         except (ValueError, AttributeError) as error:
-            run.notes.append(f"{file} cannot be read: {error}")
+            run.notes.append(f"{file}: {error}")
     return run
 
 
@@ -120,11 +120,6 @@ def differing(runs):
 def is_number(value):
     """Whether it is finite and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def logarithmic(values):
-    """Whether numbers are better seen on a logarithmic scale."""
-    return min(values) > 0 and max(values) >= 8 * min(values)
 
 
 def written(value):
@@ -181,7 +176,7 @@ def draw_curves(panel, name, found):
 def draw_slice(panel, key, points):
     """points: (value of the key, final loss, colour, whether the run is at its end)."""
     values = sorted({value for value, *_ in points})
-    panel.set_xscale("log" if logarithmic(values) else "linear")
+    panel.set_xscale("log" if values[0] > 0 else "linear")
     panel.set_xticks(values[:: len(values) // 6 + 1])
     panel.xaxis.set_major_formatter("{x:.4g}")
     panel.minorticks_off()
@@ -221,9 +216,9 @@ def draw_parallel(panel, columns):
 
 
 def positions(values):
-    """Where values, of which two differ, lie in [0, 1]: by size if all are numbers."""
+    """Where values, of which two differ, lie in [0, 1]: by size, or its logarithm, if numbers."""
     if all(map(is_number, values)):
-        sizes = np.log(values) if logarithmic(values) else np.array(values, float)
+        sizes = np.log(values) if min(values) > 0 else np.array(values, float)
     else:
         names = sorted({written(value) for value in values})
         sizes = np.array([names.index(written(value)) for value in values])
@@ -256,28 +251,27 @@ def sweep_pictures(runs, keys, losses, loss):
     return pictures
 
 
-class Html(str):
-    """Text that is HTML already."""
-
-
 def cell(value):
     """A value of a table as HTML."""
     if isinstance(value, float):
-        value = f"{value:.5g}" if math.isfinite(value) else "not finite"
-    told = "not measured" if value is None else str(value)
-    return value if isinstance(value, Html) else html.escape(told)
+        return f"{value:.5g}" if math.isfinite(value) else "not finite"
+    return "not measured" if value is None else html.escape(str(value))
 
 
-def table(runs, rows):
-    """rows: {column: value} of each run. A row becomes a block with its labels where it is wide."""
+def table(names, rows):
+    """names: of the runs, as HTML. rows: {column: value} of each. A row that is too wide becomes a
+    block, in which values have labels.
+    """
     columns = [html.escape(column) for column in ("run", *rows[0])]
-    heads = "</th><th>".join(re.sub("([._])", r"\1<wbr>", column) for column in columns)
+    heads, labels = (
+        [re.sub("([._])", rf"\1{gap}", column) for column in columns] for gap in ("<wbr>", "\u200b")
+    )
     kind = ' class="blocks"' * (len(columns) > 10)
-    lines = [f"<table{kind}><thead><tr><th>{heads}</th></tr></thead>\n<tbody>"]
-    for run, row in zip(runs, rows, strict=True):
-        cells = zip(columns, map(cell, (run, *row.values())), strict=True)
-        cells = [f'<td data-label="{column}"><span>{text}</span>' for column, text in cells]
-        lines.append(f"<tr>{'</td>'.join(cells)}</td></tr>")
+    lines = [f"<table{kind}><thead><tr><th>{'</th><th>'.join(heads)}</th></tr></thead><tbody>"]
+    for name, row in zip(names, rows, strict=True):
+        cells = zip(labels, (name, *map(cell, row.values())), strict=True)
+        cells = [f'<td data-label="{label}"><span>{text}</span></td>' for label, text in cells]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</tbody></table>"])
 
 
@@ -299,9 +293,10 @@ def origin(run):
     found = {"starts": [], "devices": [], "commit": [], "command": []}
     for start in run.starts:
         code, devices = start.get("code") or {}, start.get("devices", {}).items()
-        found["starts"].append(start["start"])
+        found["starts"].append(start["start"].replace("T", " ").replace("+00:00", " UTC"))
         found["devices"].append(", ".join(f"{count} × {kind}" for kind, count in devices))
-        found["commit"].append(code.get("commit", "")[:12] + ", changed" * bool(code.get("dirty")))
+        commit, changed = code.get("commit", "not recorded"), code.get("dirty", False)
+        found["commit"].append(commit[:12] + ", changed" * changed)
         found["command"].append(shlex.join(start.get("command", [])))
     return {name: " / ".join(dict.fromkeys(x)) or "not recorded" for name, x in found.items()}
 
@@ -316,7 +311,7 @@ def page(runs):
         colour, dashes = style(index)
         line = f'd="M0 4h26" style="stroke: {variable(colour)}" stroke-dasharray="{dashes}"'
         sign = f'<svg class="sign" viewBox="0 0 26 8"><path {line}/></svg>'
-        names.append(Html(f"{sign} {html.escape(run.name)}"))
+        names.append(f"{sign} {html.escape(run.name)}")
     logged = {name: [series(run.rows, name) for run in runs] for name in CURVES}
     curves = [
         picture(CURVES[x], draw_curves, x, found) for x, found in logged.items() if any(found)
@@ -353,8 +348,8 @@ def page(runs):
 BLOCKS = """\
 table thead { display: none } table tbody, table tr { display: block }
 table tr { border: 1px solid var(--line); padding: .4rem .6rem; margin-bottom: .6rem }
-table td { display: flex; gap: 1rem; padding: .1rem 0; border: 0 }
-table td::before { content: attr(data-label); color: var(--dim); flex: 0 0 38% }"""
+table td { display: flex; flex-wrap: wrap; column-gap: 1rem; padding: .1rem 0; border: 0 }
+table td::before { content: attr(data-label); color: var(--dim); flex: 0 0 7.5rem }"""
 TEMPLATE = string.Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -365,25 +360,24 @@ TEMPLATE = string.Template("""\
 <title>$title</title>
 <style>
 @media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; $dark } }
-:root { --ink: var(--c1a1a1a, #1a1a1a); --line: var(--cdadada, #dadada) }
-:root { --page: var(--cfefefe, #fefefe); --dim: var(--c6b6b6b, #6b6b6b) }
+:root { --line: var(--cdadada, #dadada); --dim: var(--c6b6b6b, #6b6b6b) }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--page); color: var(--ink) }
-body { font: 1rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem } h3 { font-size: 1rem }
-h2, h3 { break-after: avoid } tr, figure, pre { break-inside: avoid }
+body { background: var(--cfefefe, #fefefe); color: var(--c1a1a1a, #1a1a1a); max-width: 72rem;
+  margin: auto; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
+h2 { margin-top: 2rem } h2, h3 { font-size: 1.2rem; break-after: avoid } h3 { font-size: 1rem }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; text-align: left }
 th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line) }
-th { overflow-wrap: break-word } td { min-width: 5rem }
-.sign { width: 26px; height: 8px; fill: none; stroke-width: 2.5 }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
-.pictures { gap: 1.5rem; align-items: start } figure { margin: 0 } figure svg { width: 100% }
-figcaption, pre { font-size: .9rem } pre { white-space: pre-wrap; overflow-wrap: anywhere }
+th { overflow-wrap: break-word } td { min-width: 5rem } table, tr, figure, pre { break-inside: avoid }
+.sign { width: 26px; height: 8px; fill: none; stroke-width: 2.5 } figure { margin: 0 }
+.pictures { display: grid; gap: 1.5rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
+figure svg { width: 100% } figcaption, pre { font-size: .9em } pre { white-space: pre-wrap }
 figure text { font-family: system-ui, sans-serif !important }
 $wide
 @media screen and (max-width: 60rem) { $narrow }
 @media print { body { font-size: 9pt; max-width: none; padding: 0 } .pictures { display: block }
-  figure { display: inline-block; width: 49% } }
+  figure { display: inline-block; width: 49%; vertical-align: top }
+  table { font-size: 8pt } td { min-width: 0 } }
 </style>
 </head>
 <body>
