@@ -27,9 +27,15 @@ DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")  # when the colours are used up
 INK, LINE, PAGE = "#1A1A1A", "#DADADA", "#FEFEFE"
 THEME = {**COLOURS, INK: "#E8E8E8", LINE: "#3A3D42", PAGE: "#15171B"}
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-LOOK = {**dict.fromkeys(INKED, INK), "grid.color": LINE, "grid.linewidth": 0.6, "axes.grid": True}
+LOOK: dict = {
+    **dict.fromkeys(INKED, INK),
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+}
 LOOK |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 11}
 LOOK |= {"svg.fonttype": "none", "text.parse_math": False}
+NOT_RECORDED = "not recorded"
 POINTS = 300  # of a curve
 LOSSES = {"eval/loss": "validation loss", "train/loss": "training loss"}
 CURVES = {
@@ -58,14 +64,18 @@ class Run:
         found = [row[name] for row in self.rows if name in row]
         return None if not found else math.nan if found[-1] is None else found[-1]
 
+    def measured(self, name):
+        """The last value logged that is one; None if there is none."""
+        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+
     def steps(self):
         """How many were trained, as far as is logged."""
         return max((row["step"] + 1 for row in self.rows if "train/loss" in row), default=0)
 
     def tokens_per_step(self):
         """None if the configuration does not say."""
-        sizes = [self.config.get(f"data.{key}") for key in ("batch_size", "sequence_length")]
-        return math.prod(sizes) if all(map(is_number, sizes)) else None
+        rows, length = (self.config.get(f"data.{x}") for x in ("batch_size", "sequence_length"))
+        return rows * length if rows and length else None
 
     def final_loss(self, name):
         """The last, of training smoothed. NaN: it, or the last of training, was not finite. None:
@@ -111,10 +121,11 @@ def read_run(folder, name):
 
 
 def differing(runs):
-    """{dotted key: its value in each run} of the keys in which runs differ."""
+    """{dotted key: its value in each run} of the keys in which known configurations differ."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
-    values = {key: [run.config.get(key, "not recorded") for run in runs] for key in keys}
-    return {key: found for key, found in values.items() if any(x != found[0] for x in found)}
+    values = {key: [run.config.get(key, NOT_RECORDED) for run in runs] for key in keys}
+    known = [i for i, run in enumerate(runs) if run.config]
+    return {key: x for key, x in values.items() if any(x[i] != x[known[0]] for i in known)}
 
 
 def is_number(value):
@@ -157,6 +168,8 @@ def picture(caption, draw, *arguments, height=3.0):
 
 def draw_curves(panel, name, found):
     """found: for each run its `series`, or None."""
+    from matplotlib.ticker import LogLocator
+
     scales = []
     for index, (steps, values) in ((i, of_run) for i, of_run in enumerate(found) if of_run):
         if "smoothed" in CURVES[name]:
@@ -168,6 +181,12 @@ def draw_curves(panel, name, found):
         mark = "o" if name == "eval/loss" or len(steps) == 1 else None
         panel.plot(steps[few], values[few], color=colour, ls=line, lw=1.4, marker=mark, ms=4)
     panel.set_xlabel("step")
+    if name == "train/grad_norm":
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+        return
     panel.ticklabel_format(axis="y", scilimits=(-2, 4))
     if scales := list(filter(None, scales)):
         panel.set_ylim(min(low for low, _ in scales), max(high for _, high in scales))
@@ -215,26 +234,32 @@ def draw_parallel(panel, columns):
     panel.set_ylim(rows[-1] - 0.45, 0.5)
 
 
+def ranks(values):
+    """The place of each value among them all, from 0: numbers by size, then texts."""
+    keys = [(not is_number(x), x if is_number(x) else 0, written(x)) for x in values]
+    order = sorted({*keys})
+    return np.array([order.index(key) for key in keys])
+
+
 def positions(values):
     """Where values, of which two differ, lie in [0, 1]: by size, or its logarithm, if numbers."""
-    if all(map(is_number, values)):
-        sizes = np.log(values) if min(values) > 0 else np.array(values, float)
-    else:
-        names = sorted({written(value) for value in values})
-        sizes = np.array([names.index(written(value)) for value in values])
+    sizes = np.array(values, float) if all(map(is_number, values)) else ranks(values)
+    sizes = np.log(sizes) if sizes.min() > 0 else sizes
     return (sizes - sizes.min()) / np.ptp(sizes)
 
 
 def sweep_pictures(runs, keys, losses, loss):
-    """Parallel coordinates of the keys, and the final loss over each that is a number. Of keys that
-    change together the first stands for all.
+    """Parallel coordinates of the keys, and the final loss over each that is a number. Of keys in
+    which the runs have the same order, or its reverse, the first stands for all.
     """
-    known = [index for index, value in enumerate(losses) if is_number(value)]
+    known = [i for i, value in enumerate(losses) if is_number(value) and runs[i].config]
     final, groups = [losses[i] for i in known], {}
     for key, values in keys.items():
         values = [values[i] for i in known]
-        groups.setdefault(tuple(map(values.index, values)), {})[key] = values
-    groups = [group for changes, group in groups.items() if any(changes)]
+        order = ranks(values).tolist()
+        order = min(order, [max(order) - rank for rank in order])
+        groups.setdefault(tuple(order), {})[key] = values
+    groups = [group for order, group in groups.items() if any(order)]
     if len(set(final)) < 2 or not groups:
         return []
     columns = {key: values for group in groups for key, values in list(group.items())[:1]}
@@ -279,12 +304,12 @@ def overview(run, spent):
     """{column: value} of the table of runs. spent: metrics of energy and cost."""
     share, tokens = run.goodput(), run.tokens_per_step()
     return {
-        "steps": f"{run.steps()} of {run.config.get('train.num_steps', 'not recorded')}",
+        "steps": f"{run.steps()} of {run.config.get('train.num_steps', NOT_RECORDED)}",
         **{title: run.final_loss(name) for name, title in LOSSES.items()},
         "bits per byte": run.last("eval/bits_per_byte"),
         "tokens": tokens and f"{run.steps() * tokens:,}",
         "goodput": share and f"{share:.1%}",
-        **{name: run.last(name) for name in spent},
+        **{name: run.measured(name) for name in spent},
     }
 
 
@@ -295,10 +320,10 @@ def origin(run):
         code, devices = start.get("code") or {}, start.get("devices", {}).items()
         found["starts"].append(start["start"].replace("T", " ").replace("+00:00", " UTC"))
         found["devices"].append(", ".join(f"{count} × {kind}" for kind, count in devices))
-        commit, changed = code.get("commit", "not recorded"), code.get("dirty", False)
+        commit, changed = code.get("commit", NOT_RECORDED), code.get("dirty", False)
         found["commit"].append(commit[:12] + ", changed" * changed)
         found["command"].append(shlex.join(start.get("command", [])))
-    return {name: " / ".join(dict.fromkeys(x)) or "not recorded" for name, x in found.items()}
+    return {name: " / ".join(dict.fromkeys(x)) or NOT_RECORDED for name, x in found.items()}
 
 
 def page(runs):
@@ -346,8 +371,8 @@ def page(runs):
 
 
 BLOCKS = """\
-table thead { display: none } table tbody, table tr { display: block }
-table tr { border: 1px solid var(--line); padding: .4rem .6rem; margin-bottom: .6rem }
+table thead { display: none } table tr { border: 1px solid var(--line); padding: .4rem .6rem }
+table tbody { display: grid; gap: 1ex; grid-template-columns: repeat(auto-fill, minmax(17rem,1fr)) }
 table td { display: flex; flex-wrap: wrap; column-gap: 1rem; padding: .1rem 0; border: 0 }
 table td::before { content: attr(data-label); color: var(--dim); flex: 0 0 7.5rem }"""
 TEMPLATE = string.Template("""\
@@ -364,15 +389,16 @@ TEMPLATE = string.Template("""\
 * { box-sizing: border-box }
 body { background: var(--cfefefe, #fefefe); color: var(--c1a1a1a, #1a1a1a); max-width: 72rem;
   margin: auto; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
-h2 { margin-top: 2rem } h2, h3 { font-size: 1.2rem; break-after: avoid } h3 { font-size: 1rem }
+h2 { font-size: 1.2rem; margin-top: 2rem } h3 { font-size: 1rem } h2, h3 { break-after: avoid }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; text-align: left }
 th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line) }
-th { overflow-wrap: break-word } td { min-width: 5rem } table, tr, figure, pre { break-inside: avoid }
+th { overflow-wrap: break-word } td { min-width: 5rem }
+table, tr, figure, pre { break-inside: avoid }
 .sign { width: 26px; height: 8px; fill: none; stroke-width: 2.5 } figure { margin: 0 }
 .pictures { display: grid; gap: 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
-figure svg { width: 100% } figcaption, pre { font-size: .9em } pre { white-space: pre-wrap }
-figure text { font-family: system-ui, sans-serif !important }
+figcaption, pre { font-size: .9em } pre { white-space: pre-wrap }
+figure svg { width: 100% } figure text { font-family: system-ui, sans-serif !important }
 $wide
 @media screen and (max-width: 60rem) { $narrow }
 @media print { body { font-size: 9pt; max-width: none; padding: 0 } .pictures { display: block }

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import re
 from html.parser import HTMLParser
 
@@ -231,8 +230,10 @@ def test_energy_and_cost_are_what_was_logged(tmp_path):
     found[-1]["energy/kwh"] = 0.75
     runs = [write_run(tmp_path / "a", found), write_run(tmp_path / "b", rows())]
     runs.append(write_run(tmp_path / "c", rows(**{"energy/kwh": 0})))
+    runs.append(write_run(tmp_path / "d", rows(**{"energy/kwh": None})))
     table = Page(page(runs)).table("energy/kwh")
-    assert [row["energy/kwh"] for row in table.values()] == ["0.75", "not measured", "0"]
+    found = [row["energy/kwh"] for row in table.values()]
+    assert found == ["0.75", "not measured", "0", "not measured"]
 
 
 def test_where_it_ran(tmp_path):
@@ -261,7 +262,7 @@ def test_keys_that_change_together_share_a_picture(tmp_path):
         for name, loss, rate, width in (("a", 1.0, 1, 8), ("b", 2.0, 2, 16), ("c", 3.0, 2, 16))
     ]
     text = Page(page(runs)).text
-    assert "training loss over model.d_model, optim.peak_lr" in text.replace("\n", "")
+    assert "training loss over model.d_model, optim.peak_lr" in text
     assert "hollow" not in text
     runs[0].config["train.num_steps"] = 80
     assert "hollow" in Page(page(runs)).text
@@ -270,5 +271,15 @@ def test_keys_that_change_together_share_a_picture(tmp_path):
 def test_values_lie_by_size_and_texts_by_rank():
     assert positions([1, 100, 10]).tolist() == [0, 1, pytest.approx(0.5)]
     assert positions([0, 2, 1.5]).tolist() == [0, 1, 0.75]
-    assert positions(["b", None, True]).tolist() == [0, 0.5, 1]
-    assert math.isclose(positions([True, False])[0], 1)
+    assert positions(["b", None, True, 3, 20]).tolist() == [0.5, 0.75, 1, 0, 0.25]
+
+
+def test_keys_of_a_random_search_have_a_picture_each(tmp_path):
+    rates, widths = (1, 2, 3, 4), (8, 32, 16, 64)
+    runs = [
+        write_run(tmp_path / str(i), rows(last=i + 1.0), optim_peak_lr=rate, model_d_model=width)
+        for i, (rate, width) in enumerate(zip(rates, widths, strict=True))
+    ]
+    unreadable = read_run(tmp_path / "none", "none")
+    text = Page(page([*runs, unreadable])).text
+    assert "over model.d_model" in text and "over optim.peak_lr" in text
