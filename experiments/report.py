@@ -34,7 +34,7 @@ def report(argv):
     for run, folder in zip(runs, folders, strict=True) if number else ():
         try:
             [samples] = lm.generate(lm.load(folder), [prompt], TOKENS, num_samples=number)
-            run.samples += [{"prompt": prompt, "text": sample.text} for sample in samples]
+            run.samples += [(prompt, sample.text) for sample in samples]
         except (UserError, RunError) as error:
             run.notes.append(f"not sampled: {error}")
     write(as_path(arguments.out, "--out"), page(runs).encode(errors="replace"))

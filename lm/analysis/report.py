@@ -27,14 +27,9 @@ DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")  # when the colours are used up
 INK, LINE, PAGE = "#1A1A1A", "#DADADA", "#FEFEFE"
 THEME = {**COLOURS, INK: "#E8E8E8", LINE: "#3A3D42", PAGE: "#15171B"}
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-LOOK: dict = {
-    **dict.fromkeys(INKED, INK),
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "axes.grid": True,
-}
-LOOK |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 11}
-LOOK |= {"svg.fonttype": "none", "text.parse_math": False}
+LOOK: dict = dict.fromkeys(INKED, INK) | {"font.size": 11, "svg.fonttype": "none"}
+LOOK |= {"axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6, "text.parse_math": False}
+LOOK |= {"axes.spines.top": False, "axes.spines.right": False}
 NOT_RECORDED = "not recorded"
 POINTS = 300  # of a curve
 LOSSES = {"eval/loss": "validation loss", "train/loss": "training loss"}
@@ -49,7 +44,7 @@ CURVES = {
 @dataclasses.dataclass
 class Run:
     """What is known of a run. config: {dotted key: value}. rows: of `read_metrics`. starts: of
-    environment.json. samples: dicts of prompt and text. notes: what is missing or damaged.
+    environment.json. samples: [(prompt, text)]. notes: what is missing or damaged.
     """
 
     name: str
@@ -105,17 +100,25 @@ class Run:
 def read_run(folder, name):
     """The Run in a folder. What is missing or damaged becomes a note."""
     run = Run(name, {}, [], [], [], [])
+
+    def starts(path):
+        return sorted(json.loads(path.read_text()), key=lambda start: start["start"])
+
+    def samples(path):
+        found = map(json.loads, path.read_text().splitlines())
+        return [(sample["prompt"], sample["text"]) for sample in found]
+
     for file, part, parse in (
         ("config.json", "config", lambda path: flatten(json.loads(path.read_text()))),
         ("metrics.jsonl", "rows", read_metrics),
-        ("environment.json", "starts", lambda path: json.loads(path.read_text())),
-        ("samples.jsonl", "samples", lambda path: list(map(json.loads, path.open()))),
+        ("environment.json", "starts", starts),
+        ("samples.jsonl", "samples", samples),
     ):
         try:
             setattr(run, part, parse(folder / file))
         except FileNotFoundError:
             run.notes += [] if part == "samples" else [f"there is no {file}"]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             run.notes.append(f"{file}: {error}")
     return run
 
@@ -134,8 +137,8 @@ def is_number(value):
 
 
 def written(value):
-    """A value of a configuration as text."""
-    return value if isinstance(value, str) and value else json.dumps(value)
+    """A value of a configuration as text, which a picture can hold too."""
+    return value if isinstance(value, str) and value and value.isprintable() else json.dumps(value)
 
 
 def style(index):
@@ -160,7 +163,7 @@ def picture(caption, draw, *arguments, height=3.0):
     body = svg[svg.index(">", svg.index("<svg")) + 1 :].replace("xlink:href", "href")
     body = re.sub("<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub('<g id="[^"]*"', "<g", body)  # the same in each picture
-    body = re.sub("#[0-9a-f]{6}", lambda found: variable(found.group().upper()), body)
+    body = re.sub("(?<=(?:fill|roke): )#[0-9a-f]{6}", lambda x: variable(x[0].upper()), body)
     caption = html.escape(caption)
     view = f'role="img" aria-label="{caption}" viewBox="0 0 360 {72 * height:g}"'
     return f"<figure><figcaption>{caption}</figcaption><svg {view}>{body}</figure>"
@@ -196,7 +199,7 @@ def draw_slice(panel, key, points):
     """points: (value of the key, final loss, colour, whether the run is at its end)."""
     values = sorted({value for value, *_ in points})
     panel.set_xscale("log" if values[0] > 0 else "linear")
-    panel.set_xticks(values[:: len(values) // 6 + 1])
+    panel.set_xticks([value for _, value in spaced(positions(values), values)])
     panel.xaxis.set_major_formatter("{x:.4g}")
     panel.minorticks_off()
     for value, loss, colour, ended in points:
@@ -218,15 +221,10 @@ def draw_parallel(panel, columns):
     for row, (key, values), xs in zip(rows, columns.items(), places, strict=True):
         panel.plot([0, 1], [row, row], color=INK, lw=0.8)
         panel.text(0.02, row + 0.13, key, va="bottom", weight="bold", fontsize=10, **text)
-        marked = []
-        for x, value in sorted(
-            zip(xs, values, strict=True), key=lambda mark: mark[0] not in (0, 1)
-        ):
-            if all(abs(x - other) > 0.2 for other in marked):
-                marked.append(x)
-                label = f"{value:.4g}" if is_number(value) else written(value)[-24:]
-                side = "left" if x < 0.1 else "right" if x > 0.9 else "center"
-                panel.text(x, row - 0.1, label, va="top", ha=side, fontsize=9, **text)
+        for x, value in spaced(xs, values):
+            label = f"{value:.4g}" if is_number(value) else written(value)[-24:]
+            side = "left" if x < 0.1 else "right" if x > 0.9 else "center"
+            panel.text(x, row - 0.1, label, va="top", ha=side, fontsize=9, **text)
     ramp = LinearSegmentedColormap.from_list("loss", ["#1E80C0", "#808080", "#DD6510"])
     for run in np.argsort(-places[-1]):  # the best on top
         panel.plot(places[:, run], rows, "o-", color=to_hex(ramp(places[-1, run])), lw=2, ms=4)
@@ -246,6 +244,15 @@ def positions(values):
     sizes = np.array(values, float) if all(map(is_number, values)) else ranks(values)
     sizes = np.log(sizes) if sizes.min() > 0 else sizes
     return (sizes - sizes.min()) / np.ptp(sizes)
+
+
+def spaced(places, values):
+    """[(place, value)] of the first, the last and those between that have room for a label."""
+    kept = []
+    for place, value in sorted(zip(places, values, strict=True), key=lambda x: x[0] not in (0, 1)):
+        if all(abs(place - other) > 0.18 for other, _ in kept):
+            kept.append((place, value))
+    return kept
 
 
 def sweep_pictures(runs, keys, losses, loss):
@@ -353,9 +360,9 @@ def page(runs):
         "What differs": [table(names, values)] if keys else [],
         f"Final {LOSSES[loss]}": ['<div class="pictures">', *sweep, "</div>"] if sweep else [],
         "Samples": [
-            f"<h3>{name}</h3><pre><b>{escape(sample['prompt'])}</b>{escape(sample['text'])}</pre>"
+            f"<h3>{name}</h3><pre><b>{escape(prompt)}</b>{escape(text)}</pre>"
             for run, name in pairs
-            for sample in run.samples
+            for prompt, text in run.samples
         ],
         "Where they ran": [table(names, [origin(run) for run in runs])],
     }

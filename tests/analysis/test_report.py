@@ -17,11 +17,14 @@ VOID = {"meta", "br", "wbr", "img", "hr"}
 
 
 class Page(HTMLParser):
-    """tables: [[cell, ...], ...] of each table. tags: every (tag, attributes). text: all of it."""
+    """tables: [[cell, ...], ...] of each table. tags: every (tag, attributes). text: all of it.
+    drawn: the texts of pictures.
+    """
 
     def __init__(self, content):
         super().__init__()
         self.tables, self.tags, self.open, self.text, self.headings = [], [], [], "", []
+        self.drawn = []
         self.feed(content)
         self.close()
         assert self.open == [], "every tag is closed"
@@ -50,6 +53,8 @@ class Page(HTMLParser):
         self.text += data
         if {"td", "th"} & {*self.open}:
             self.tables[-1][-1][-1] += data
+        if self.open[-1:] == ["text"]:
+            self.drawn.append(data)
         if self.open[-1:] == ["h2"]:
             self.headings[-1] += data
 
@@ -200,6 +205,28 @@ def test_a_torn_last_line_is_left_and_a_damaged_one_is_said(tmp_path):
         *("config.json", "metrics.jsonl", "environment.json")
     ]
     assert "config.json: Expecting" in Page(page([broken])).text
+    for content in ("{}", '[{"devices": {}}]', "[1]", '[{"start": 1}, {"start": "2030"}]'):
+        (tmp_path / "a" / "environment.json").write_text(content)
+        (tmp_path / "a" / "samples.jsonl").write_text(content)
+        odd = read_run(tmp_path / "a", "a")
+        assert (odd.starts, odd.samples) == ([], [])
+        assert "samples.jsonl" in Page(page([odd])).text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        *(("#0072b2", None), ("$\\x$", None), ("<g id=x>", None), ("", '""')),
+        *(("a\n\0", r'"a\n\u0000"'), ("\ud800", r'"\ud800"')),
+    ],
+)
+def test_any_text_can_be_a_value(tmp_path, text, shown):
+    """In the table, and in the picture of parallel coordinates."""
+    texts = {"a": text, "bb": "other"}
+    runs = [write_run(tmp_path / x, rows(last=len(x)), optim_peak_lr=texts[x]) for x in texts]
+    found = Page(page(runs))
+    assert found.table("optim.peak_lr")["a"]["optim.peak_lr"] == (shown or text)
+    assert (shown or text) in found.drawn
 
 
 def test_goodput_is_the_steps_that_count_of_the_time_that_passed(tmp_path):
