@@ -321,7 +321,7 @@ def overview(run, spent):
 
 
 def origin(run):
-    """{column: value} of the table of starts: what of them differs."""
+    """{column: value} of the table of starts, each value once, and of many times two."""
     found = {"starts": [], "devices": [], "commit": [], "command": []}
     for start in run.starts:
         code, devices = start.get("code") or {}, start.get("devices", {}).items()
@@ -330,6 +330,7 @@ def origin(run):
         commit, changed = code.get("commit", NOT_RECORDED), code.get("dirty", False)
         found["commit"].append(commit[:12] + ", changed" * changed)
         found["command"].append(shlex.join(start.get("command", [])))
+    found["starts"][1:-1] = [f"{len(run.starts) - 2} more"] * (len(run.starts) > 2)
     return {name: " / ".join(dict.fromkeys(x)) or NOT_RECORDED for name, x in found.items()}
 
 
@@ -350,11 +351,11 @@ def page(runs):
     ]
     sweep = sweep_pictures(runs, keys, losses, LOSSES[loss])
     metrics = sorted({name for run in runs for row in run.rows for name in row})
-    spent = [name for name in metrics if name.startswith(("energy", "cost"))]
+    energy, cost = ([x for x in metrics if x.startswith(y)] or [y] for y in ("energy", "cost"))
     values = [{key: written(found[i]) for key, found in keys.items()} for i in range(len(runs))]
     pairs, escape = list(zip(runs, names, strict=True)), html.escape
     parts = {
-        "Runs": [table(names, [overview(run, spent or ["energy", "cost"]) for run in runs])],
+        "Runs": [table(names, [overview(run, energy + cost) for run in runs])],
         "Notes": [f"<p>{name}: {escape(note)}</p>" for run, name in pairs for note in run.notes],
         "Curves": ['<div class="pictures">', *(curves or ["no finite loss was logged"]), "</div>"],
         "What differs": [table(names, values)] if keys else [],

@@ -57,12 +57,15 @@ GPUS = {
 
 
 def without_devices():
-    """Have jax look for no device but the CPU, and libtpu ask no network what machine this is; call
-    before jax is imported.
-    """
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nobody else uses its devices
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+    """Have jax look for no device but the CPU; call before jax is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def chip(kind):
+    """The lm.chips.Device of a kind in TPUS or GPUS. Raises UserError for another."""
+    kinds = *TPUS, *GPUS
+    require(kind in kinds, f"no chip {kind!r} is known.{did_you_mean(kind, kinds)}")
+    return DEVICES[f"TPU {kind}" if kind in TPUS else GPUS[kind].kind]
 
 
 def topology_devices(name):
@@ -71,10 +74,7 @@ def topology_devices(name):
     Raises UserError for what is no topology, or if the compiler for it is not installed.
     """
     kind, _, sizes = name.partition(":")
-    require(
-        kind in (*TPUS, *GPUS),
-        f"--topology={name}: no chip {kind!r} is known.{did_you_mean(kind, (*TPUS, *GPUS))}",
-    )
+    chip(kind)
     dims = TPUS.get(kind, 2)
     require(
         re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) and sizes.count("x") == dims - 1,
@@ -87,6 +87,9 @@ def topology_devices(name):
     )
     from jax.experimental.topologies import get_topology_desc
 
+    # libtpu is to ask no network what machine this is, and nobody else whether it may.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
     try:
         if kind in TPUS:
             return get_topology_desc(platform="tpu", topology_name=name).devices

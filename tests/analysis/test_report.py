@@ -261,6 +261,7 @@ def test_energy_and_cost_are_what_was_logged(tmp_path):
     table = Page(page(runs)).table("energy/kwh")
     found = [row["energy/kwh"] for row in table.values()]
     assert found == ["0.75", "not measured", "0", "not measured"]
+    assert table["a"]["cost"] == "not measured"
 
 
 def test_where_it_ran(tmp_path):
@@ -270,6 +271,9 @@ def test_where_it_ran(tmp_path):
     assert row["command"] == "python -m x '--a=b c'" and row["devices"] == "2 × cpu"
     assert row["starts"] == "2030-01-01 00:00:00 UTC / 2030-01-01 00:01:00 UTC"
     assert row["commit"] == "0123456789ab / not recorded"
+    run = write_run(tmp_path / "b", rows(), [start(10 * i) for i in range(5)])
+    shown = Page(page([run])).table("command")["b"]["starts"]
+    assert shown == "2030-01-01 00:00:00 UTC / 3 more / 2030-01-01 00:00:40 UTC"
 
 
 def test_differences_are_those_of_any_run(tmp_path):

@@ -1,0 +1,204 @@
+"""Fit scaling laws to runs: how loss falls with parameters and tokens, and what compute buys.
+
+    python -m experiments.scaling --csv=losses.csv --flops=1e22
+    python -m experiments.scaling --runs=runs/sweep/a --runs=runs/sweep/b ... --json
+
+A CSV has a row for each run: params, tokens or training_flops (6 params tokens), loss or loss_nats.
+What is fitted: Chinchilla's parametric law with intervals, Kaplan's law, profiles of equal FLOPs,
+and from --curves or --runs the lowest of all curves. The picture shows them all.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from experiments import cli
+from lm.errors import UserError, require, require_path
+from lm.plan.topology import chip
+
+flags = cli.Parser(__doc__, config="none")
+flags.add_argument("--csv", metavar="FILE", help="the last loss of each run")
+flags.add_argument(
+    "--curves", metavar="FILE", help="the same at many steps of each run, named in a column `run`"
+)
+flags.add_argument(
+    "--runs", action="append", default=[], metavar="FOLDER", help="a run's workdir; may be repeated"
+)
+flags.add_argument(
+    "--approach", type=int, action="append", default=[], metavar="N",
+    help="refuse, if Chinchilla's approach N (1, 2 or 3) cannot be fitted; may be repeated",
+)  # fmt: skip
+flags.add_argument(
+    "--drop_highest_loss", type=int, default=0, metavar="N", help="leave out the N highest losses"
+)
+flags.add_argument(
+    "--bootstrap",
+    type=int,
+    default=1000,
+    metavar="N",
+    help="resamplings for intervals (%(default)s)",
+)
+flags.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamplings")
+flags.add_argument(
+    "--flops", type=float, action="append", default=[], metavar="C",
+    help="a budget to spend best; may be repeated",
+)  # fmt: skip
+flags.add_argument("--chip", metavar="KIND", help="to spend it on: v5p, h100, ...")
+flags.add_argument("--mfu", type=float, metavar="X", help="model FLOPs utilisation there")
+flags.add_argument("--goodput", type=float, default=1.0, metavar="X", help="of the time, training")
+flags.add_argument("--watts", type=float, metavar="W", help="of a chip with its share of the host")
+flags.add_argument("--pue", type=float, default=1.0, metavar="X", help="the building's overhead")
+flags.add_argument("--picture", default="scaling.png", metavar="FILE", help="where to draw")
+flags.add_argument("--json", action="store_true", help="print JSON")
+
+
+def scaling(argv):
+    arguments = flags.parse(argv)
+    check(arguments)
+    from lm.analysis import scaling as laws
+    from lm.analysis.frontier import draw_frontier
+
+    last, curves = read(arguments, laws)
+    last = last.without_highest(arguments.drop_highest_loss)
+    laws.check_identified(last)
+    p, value = laws.fit(laws.chinchilla_law, last)
+    law = laws.chinchilla(p, value)
+    groups = laws.profiles(last)
+    powers, missing = approaches(curves, groups, laws)
+    for number in arguments.approach:
+        require(
+            number not in missing, f"--approach={number} is not possible: {missing.get(number)}"
+        )
+    intervals = laws.bootstrap(last, p, arguments.bootstrap, arguments.seed, arguments.flops)
+    report = {
+        "rows": len(last),
+        **law,
+        "intervals": intervals,
+        **powers,
+        "not_fitted": missing,
+        "kaplan": laws.kaplan(*laws.fit(laws.kaplan_law, last)),
+        "optima": [
+            {"flops": c, **laws.optimum(law, c), **spent(c, arguments)} for c in arguments.flops
+        ],
+    }
+    draw_frontier(last, p, law, groups, powers, arguments.flops, arguments.picture)
+    print(json.dumps(report, indent=2) if arguments.json else text(report))
+    print(f"picture: {arguments.picture}", file=sys.stderr)
+
+
+def check(arguments):
+    """Refuse flags that are impossible, alone or together."""
+    require(
+        bool(arguments.csv or arguments.curves) != bool(arguments.runs),
+        "give --csv=FILE or --curves=FILE, or else --runs=FOLDER, to read the losses from.",
+    )
+    require(arguments.bootstrap >= 10, f"--bootstrap={arguments.bootstrap} must be 10 or more.")
+    for number in arguments.approach:
+        require(number in (1, 2, 3), f"--approach={number} is not known; there are 1, 2 and 3.")
+    for name in ("mfu", "goodput", "watts", "pue"):
+        value = getattr(arguments, name)
+        most = 1 if name in ("mfu", "goodput") else float("inf")
+        allowed = "more than 0" + (" and at most 1" if most == 1 else "")
+        require(value is None or 0 < value <= most, f"--{name}={value} must be {allowed}.")
+    for value in arguments.flops:
+        require(0 < value < float("inf"), f"--flops={value} must be more than 0.")
+    energy = [arguments.chip, arguments.mfu, arguments.watts]
+    require(
+        None not in energy or not any(energy),
+        "what a budget costs in energy needs all of --chip, --mfu and --watts.",
+    )
+    require(
+        not any(energy) or arguments.flops, "--chip needs --flops=C, the budget to spend on it."
+    )
+    if arguments.chip:
+        chip(arguments.chip)
+    require_path("--picture", arguments.picture)
+    folder = Path(arguments.picture).absolute().parent
+    require(
+        folder.is_dir(), f"--picture={arguments.picture}: there is no folder {folder}; make it."
+    )
+
+
+def read(arguments, laws):
+    """(Runs at their ends, Runs of curves or None)"""
+    curves = None
+    if arguments.runs:
+        curves = laws.joined([laws.read_run(folder) for folder in dict.fromkeys(arguments.runs)])
+    elif arguments.curves:
+        curves = laws.read_csv(arguments.curves)
+        require(
+            curves.names is not None,
+            f"{arguments.curves} has no column run, which tells the curves apart; add it.",
+        )
+    last = laws.read_csv(arguments.csv) if arguments.csv else laws.last_rows(curves)
+    return last, curves
+
+
+def approaches(curves, groups, laws):
+    """({"approach_1", "approach_2": power law}, {number: why it is not there})"""
+    powers, missing = {}, {}
+    if curves is None:
+        missing[1] = "it needs losses during the runs; give --curves=FILE or --runs=FOLDER."
+    else:
+        try:
+            powers["approach_1"] = laws.power_law(*laws.lowest(curves))
+        except UserError as error:
+            missing[1] = str(error)
+    if len(groups) < 2:
+        missing[2] = (
+            f"it needs 2 or more groups of 5 sizes with about equal FLOPs, the best size within; "
+            f"there are {len(groups)}."
+        )
+    else:
+        points = [(group["flops"], group["params"]) for group in groups]
+        powers["approach_2"] = laws.power_law(*zip(*points, strict=True))
+    return powers, missing
+
+
+def spent(flops, arguments):
+    """{"chip_hours", "megawatt_hours"} of so many FLOPs; {} where no chip is given."""
+    if arguments.chip is None:
+        return {}
+    peak = chip(arguments.chip).flops["bfloat16"]
+    hours = flops / (peak * arguments.mfu * arguments.goodput) / 3600
+    return {
+        "chip_hours": hours,
+        "megawatt_hours": hours * arguments.watts * arguments.pue / 1e6,
+    }
+
+
+def text(report):
+    """A report to be read by people."""
+    lines = [f"loss = E + A / N^alpha + B / D^beta, of {report['rows']} runs, with 95 % intervals"]
+    for name in ("E", "A", "B", "alpha", "beta", "a", "b"):
+        low, high = report["intervals"][name]
+        note = {"a": "   N ~ C^a", "b": "   D ~ C^b"}.get(name, "")
+        lines.append(f"  {name:6}{report[name]:12.5g}   {low:.5g} to {high:.5g}{note}")
+    lines.append(f"  objective {report['objective']:.7f}")
+    told = {"approach_1": "lowest of curves", "approach_2": "profiles of equal FLOPs"}
+    for name, words in told.items():
+        if name in report:
+            power = report[name]
+            lines.append(f"{words}: N ~ C^{power['a']:.3f}, from {power['points']} points")
+    lines += [f"no approach {number}: {why}" for number, why in report["not_fitted"].items()]
+    kaplan = report["kaplan"]
+    lines.append(
+        f"Kaplan's law: N_c {kaplan['N_c']:.3g}, D_c {kaplan['D_c']:.3g}, alpha_N "
+        f"{kaplan['alpha_N']:.4f}, alpha_D {kaplan['alpha_D']:.4f}, objective "
+        f"{kaplan['objective']:.7f}"
+    )
+    for best in report["optima"]:
+        name = f"{best['flops']:g}"
+        low, high = report["intervals"][f"params at {name}"]
+        line = (
+            f"{name} FLOPs: {best['params']:.3g} parameters ({low:.3g} to {high:.3g}), "
+            f"{best['tokens']:.3g} tokens, loss {best['loss']:.3f}"
+        )
+        if "chip_hours" in best:
+            line += f", {best['chip_hours']:,.0f} chip hours, {best['megawatt_hours']:,.3g} MWh"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.main(scaling)
