@@ -411,7 +411,7 @@ $wide
 @media screen and (max-width: 60rem) { $narrow }
 @media print { body { font-size: 9pt; max-width: none; padding: 0 } .pictures { display: block }
   figure { display: inline-block; width: 49%; vertical-align: top }
-  table { font-size: 8pt } td { min-width: 0 } }
+  table { font-size: 8pt } td { min-width: 3.5rem } }
 </style>
 </head>
 <body>
