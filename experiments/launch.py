@@ -66,7 +66,8 @@ def launch(argv):
     if backend == "slurm":
         folder, parameters = slurm_job(arguments, workdir)
         if dry_run:
-            return print(cluster.slurm_script(folder, parameters))
+            script = cluster.slurm_script(folder, parameters)
+            return print(script, f"# Each task of it: {shlex.join([*here(), *command])}", sep="\n")
         (job,) = cluster.slurm_submit(folder, parameters, [[*here(), *command]])
         return print(f"submitted job {job.name}; its output: {folder}/{job.name}_0_log.out")
     if backend == "gke":

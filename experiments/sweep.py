@@ -256,7 +256,8 @@ class Sweep:
         code = process.poll()
         if code is None and self.is_behind(run, self.metrics(run)):
             self.stop(process)
-            self.end(run, "pruned")
+            if not self.ended(run):  # it may have come to its last step
+                self.end(run, "pruned")
         elif code is not None and not self.ended(run):
             self.end(run, "failed", code)
 

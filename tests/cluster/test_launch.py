@@ -123,9 +123,9 @@ def test_options_that_sbatch_does_not_have():
 
 def test_no_scheduler_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="needs sbatch, which is not here.*--dry_run"):
+    with pytest.raises(UserError, match=r"needs sbatch, which is not here.*--dry_run"):
         launch.slurm_submit(tmp_path, {}, [COMMAND])
-    with pytest.raises(UserError, match="needs kubectl, which is not here.*--dry_run"):
+    with pytest.raises(UserError, match=r"needs kubectl, which is not here.*--dry_run"):
         launch.gke_submit("a", "{}")
 
 
