@@ -44,13 +44,8 @@ launcher.add_flags(flags)
 POLL = 0.5  # seconds
 MANY = 10**6
 QUEUES = ("slurm", "gke")  # where runs wait for their turn, and go on without this process
-# In metrics.jsonl, where it is known.
-RESULTS = {
-    "train_loss": "train/loss",
-    "eval_loss": "eval/loss",
-    "energy_joules": "energy/joules",
-    "cost": "cost",
-}
+RESULTS = {"train_loss": "train/loss", "eval_loss": "eval/loss"}  # in metrics.jsonl
+RESULTS |= {"energy_joules": "energy/joules", "cost": "cost"}  # where they are known
 LISTED = ("run", "status", "seed", "steps", "seconds", "train_loss", "eval_loss")
 
 
@@ -95,11 +90,15 @@ def read_ledger(folder):
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    name: str
+    workdir: Path  # its name is the run's
     changes: dict  # {key: value}
     texts: dict  # the same, as flags have them
     config: Config
     trial: object = None  # optuna's
+
+    @property
+    def name(self):
+        return self.workdir.name
 
 
 def plan(arguments, label, changes, trial=None):
@@ -121,7 +120,7 @@ def plan(arguments, label, changes, trial=None):
     number = f"{trial.number:04}," if trial else ""
     name = number + re.sub(r"[^\w=.,-]", "_", words)[:60]
     name = f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    return Run(name, changes, texts, config, trial)
+    return Run(as_path(arguments.workdir) / name, changes, texts, config, trial)
 
 
 class Sweep:
@@ -152,15 +151,14 @@ class Sweep:
         print(f"{len(self.runs)} runs, {len(self.runs) - len(self.waiting)} of them done")
 
     def next(self):
-        """The next Run, or None."""
         return self.waiting.pop(0) if self.waiting else None
 
-    def is_behind(self, run, rows):
-        """Whether it should end before its time; rows: of metrics.jsonl."""
+    # Search has these do something.
+    def is_behind(self, run):
         return False
 
     def tell(self, run, status, rows):
-        """Hear how a run has ended."""
+        pass
 
     def run(self, signals):
         """All runs, to their end or a signal's. Raises RunError if some have failed."""
@@ -181,7 +179,7 @@ class Sweep:
             time.sleep(POLL)
         if signals.requested:
             for run, process in [] if self.queued else self.running.items():
-                self.stop(process)
+                stop(process)
                 self.write(run, "stopped")
             print(f"{signals.requested}: the same command goes on.", file=sys.stderr)
             sys.exit(RESTART)
@@ -189,27 +187,24 @@ class Sweep:
         if self.failed:
             raise RunError(told + ", ".join(self.failed))
 
-    def workdir(self, run):
-        return self.folder / run.name
-
     def row(self, run):
         return self.ledger.get(run.name, {})
 
     def metrics(self, run):
-        path = self.workdir(run) / "metrics.jsonl"
+        path = run.workdir / "metrics.jsonl"
         return read_metrics(path) if logged(path) else []
 
     def ended(self, run):
         """Whether all its steps are done, though a sweep that was killed could not say so."""
-        done = launcher.saved_step(self.workdir(run)) >= run.config.train.num_steps
-        if done:
-            self.end(run, "done")
-        return done
+        if launcher.saved_step(run.workdir) < run.config.train.num_steps:
+            return False
+        self.end(run, "done")
+        return True
 
     def start(self, runs, parallel):
         """Start runs, all at once, but for those that a killed sweep has left going on."""
         jobs = {run: self.row(run).get("job") for run in runs}
-        held = {r: cluster.slurm_job(jobs[r]) if jobs[r] else Held(self.workdir(r)) for r in runs}
+        held = {r: cluster.slurm_job(jobs[r]) if jobs[r] else Held(r.workdir) for r in runs}
         self.running |= {run: process for run, process in held.items() if process.poll() is None}
         new = [run for run in runs if run not in self.running]
         for run, process in zip(new, self.processes(new, parallel), strict=True):
@@ -223,16 +218,15 @@ class Sweep:
     def processes(self, runs, parallel):
         """What poll()s and can terminate(), of each run."""
         arguments, backend = self.arguments, self.arguments.backend
-        commands = [launcher.run_flags(arguments, self.workdir(run), run.texts) for run in runs]
+        commands = [launcher.run_flags(arguments, run.workdir, run.texts) for run in runs]
         if backend == "slurm" and runs:
             folder, parameters = launcher.slurm_job(arguments, self.folder)
             commands = [[*launcher.here(), *command] for command in commands]
-            return cluster.slurm_submit(
-                folder, parameters | {"array_parallelism": parallel}, commands
-            )
+            parameters["array_parallelism"] = parallel
+            return cluster.slurm_submit(folder, parameters, commands)
         if backend == "gke":
             jobs = zip(runs, commands, strict=True)
-            jobs = [launcher.gke_job(arguments, self.workdir(run), flags) for run, flags in jobs]
+            jobs = [launcher.gke_job(arguments, run.workdir, flags) for run, flags in jobs]
             return [cluster.gke_submit(*job) for job in jobs]
         options = ("backend", "processes", "accelerator", "zone", "runtime")
         given = [(name, getattr(arguments, name)) for name in options]
@@ -247,15 +241,10 @@ class Sweep:
                 started.append(subprocess.Popen([*launch, *command], stdout=out, stderr=out))
         return started
 
-    def stop(self, process):
-        process.terminate()
-        while process.poll() is None:
-            time.sleep(POLL)
-
     def watch(self, run, process):
         code = process.poll()
-        if code is None and self.is_behind(run, self.metrics(run)):
-            self.stop(process)
+        if code is None and self.is_behind(run):
+            stop(process)
             if not self.ended(run):  # it may have come to its last step
                 self.end(run, "pruned")
         elif code is not None and not self.ended(run):
@@ -270,7 +259,7 @@ class Sweep:
 
     def write(self, run, status, **values):
         """A run's line of the ledger, with what its workdir tells."""
-        workdir, row, rows = self.workdir(run), self.row(run), self.metrics(run)
+        workdir, row, rows = run.workdir, self.row(run), self.metrics(run)
         environment, config = workdir / "environment.json", workdir / "config.json"
         seconds = row.get("seconds")
         if status != "started" and row.get("status") == "started" and seconds is not None:
@@ -315,9 +304,8 @@ class Search(Sweep):
 
     def suggested(self, trial):
         changes = read(self.arguments, lambda names: names["search"](trial))
-        return plan(
-            self.arguments, f"trial {trial.number} of {self.arguments.sweep}", changes, trial
-        )
+        label = f"trial {trial.number} of {self.arguments.sweep}"
+        return plan(self.arguments, label, changes, trial)
 
     def open(self):
         storages, Trial = self.optuna.storages, self.optuna.trial.Trial
@@ -343,9 +331,9 @@ class Search(Sweep):
             return super().next()
         return self.suggested(self.study.ask())
 
-    def is_behind(self, run, rows):
+    def is_behind(self, run):
         known = self.study.get_trials(deepcopy=False)[run.trial.number].intermediate_values
-        for row in rows:
+        for row in self.metrics(run):
             if row.get(self.metric) is not None and row["step"] not in known:
                 run.trial.report(row[self.metric], row["step"])
         return run.trial.should_prune()
@@ -358,6 +346,12 @@ class Search(Sweep):
             self.study.tell(run.trial, value)
         else:
             self.study.tell(run.trial, state=states.PRUNED if status == "pruned" else states.FAIL)
+
+
+def stop(process):
+    process.terminate()
+    while process.poll() is None:
+        time.sleep(POLL)
 
 
 class Held:

@@ -4,7 +4,7 @@
         sizes = zipped({"model.d_model": [64, 128], "model.num_heads": [2, 4]})
         return seeds(3, product(sizes, {"optim.peak_lr": [1e-3, 3e-3]}))
 
-Each function takes lists of runs, or a dict of keys and their values, which is every combination.
+product and chain take lists of runs, or a dict of keys and their values: every combination.
 """
 
 import itertools
@@ -17,18 +17,11 @@ def product(*parts):
     return [_merged(runs) for runs in itertools.product(*map(_runs, parts))]
 
 
-def zipped(*parts):
-    """The first run of each part together, then the second, ...; of a dict, the first values."""
-    parts = [
-        [[{key: value} for value in values] for key, values in part.items()]
-        if isinstance(part, dict)
-        else [list(part)]
-        for part in parts
-    ]
-    parts = [runs for part in parts for runs in part]
-    lengths = {len(runs) for runs in parts}
+def zipped(part):
+    """The first value of each key together, then the second, ..."""
+    lengths = {len(values) for values in part.values()}
     require(len(lengths) == 1, f"zipped() takes lists of one length, not {sorted(lengths)}.")
-    return [_merged(runs) for runs in zip(*parts, strict=True)]
+    return [dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True)]
 
 
 def chain(*parts):

@@ -43,7 +43,6 @@ def test_helpers():
         {"a": 2, "b": 3, "c": 5},
     ]
     assert zipped({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
-    assert zipped({"a": [1, 2]}, [{"b": 3}, {"b": 4}]) == zipped({"a": [1, 2], "b": [3, 4]})
     assert chain({"a": [1, 2]}, [{"b": 3}]) == [{"a": 1}, {"a": 2}, {"b": 3}]
     assert seeds(2) == [{"train.seed": 0}, {"train.seed": 1}]
     assert seeds(2, [{"a": 1}]) == [{"a": 1, "train.seed": 0}, {"a": 1, "train.seed": 1}]
@@ -224,7 +223,7 @@ def stand_in(monkeypatch):
     def stand_in(seconds):
         def processes(self, runs, parallel):
             for run in runs:
-                workdir, optim = self.workdir(run), run.config.optim
+                workdir, optim = run.workdir, run.config.optim
                 order.append(workdir)
                 numbers = [str(x) for x in (optim.peak_lr, run.config.train.num_steps, seconds)]
                 yield subprocess.Popen([sys.executable, "-c", STAND_IN, workdir, *numbers])
