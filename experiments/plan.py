@@ -46,6 +46,7 @@ def text(report):
     lines = [(f"{report['num_devices']} x {report['device']}: memory of each", "")]
     lines += [(f"  {kind}", readable_bytes(n)) for kind, n in report["bytes_per_device"].items()]
     lines[-1] = (lines[-1][0], lines[-1][1] + of)
+    lines += [("alive at the worst moment", readable_bytes(report["peak_bytes_per_device"]))]
     lines += [("", ""), ("collectives of a step, of each device", "executions        bytes")]
     lines += [
         (f"  {kind}", f"{counts['executions']:>10}{readable_bytes(counts['bytes']):>13}")

@@ -4,7 +4,8 @@
 
 float32 weights, gradients and moments, bfloat16 products, AdamW, scanned layers, pure FSDP, nothing
 offloaded. GiB of a device; a row is a slice, the sequences of a chip, their length, and what is
-recomputed, with MaxText's temporaries and total where they are known.
+recomputed, with MaxText's temporaries and total where they are known; and what is alive at the
+worst moment, arguments too.
 """
 
 import json
@@ -44,16 +45,17 @@ def costs(topology, rows_of_chip=1, length=4096, remat="full"):
 
 def table():
     print(f"{'slice':12}{'batch':>6}{'length':>8}  {'remat':10}{'temporaries':>14}{'MaxText':>9}"
-          f"{'total':>9}{'MaxText':>9}")  # fmt: skip
+          f"{'total':>9}{'MaxText':>9}{'alive':>9}")  # fmt: skip
     ratios = []
     for topology, rows, length, remat, temporaries, total in ROWS:
-        sizes = costs(topology, rows, length, remat)["bytes_per_device"]
+        found = costs(topology, rows, length, remat)
+        sizes, alive = found["bytes_per_device"], found["peak_bytes_per_device"] / 2**30
         ours = [sizes[kind] / 2**30 for kind in ("temporaries", "total")]
         theirs = [f"{x:9.2f}" if x else " " * 9 for x in (temporaries, total)]
         ratios += [ours[0] / temporaries] if temporaries else []
         name = "minimal" if remat == MINIMAL else remat
         row = f"{topology:12}{rows:6}{length:8}  {name:10}{ours[0]:14.2f}{theirs[0]}"
-        print(f"{row}{ours[1]:9.2f}{theirs[1]}", flush=True)
+        print(f"{row}{ours[1]:9.2f}{theirs[1]}{alive:9.2f}", flush=True)
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(f"temporaries, as a part of MaxText's, geometric mean: {mean:.2f}")
 

@@ -57,12 +57,8 @@ GPUS = {
 
 
 def without_devices():
-    """Have jax look for no device but the CPU, and libtpu ask no network what machine this is; call
-    before jax is imported.
-    """
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nobody else uses its devices
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+    """Have jax look for no device but the CPU; call before jax is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def chip(kind):
@@ -91,6 +87,9 @@ def topology_devices(name):
     )
     from jax.experimental.topologies import get_topology_desc
 
+    # libtpu is to ask no network what machine this is, and nobody else whether it may.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
     try:
         if kind in TPUS:
             return get_topology_desc(platform="tpu", topology_name=name).devices

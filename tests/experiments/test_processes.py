@@ -179,7 +179,7 @@ import time
 import lm.data.loader as loader
 place = loader.place
 def slow_place(batches, step, **keys):
-    time.sleep(1000 if step == 18 and "accumulation" in keys and keys["accumulation"] else 0.3)
+    time.sleep(1000 if step == 18 and "accumulation" in keys and keys["accumulation"] else 0.8)
     return place(batches, step, **keys)
 loader.place = slow_place
 from experiments import cli

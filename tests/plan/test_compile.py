@@ -120,3 +120,5 @@ def test_a_step_is_compiled_for_hardware_that_is_not_there(topology, kind):
     weights = 3 * 512 * (4 * 4 * 128 + 2 * 1024)
     assert math.isclose(parameters, weights / 4, rel_tol=0.2)
     assert costs["fits"] and costs["collectives"][kind]["executions"] >= LAYERS
+    sizes, peak = costs["bytes_per_device"], costs["peak_bytes_per_device"]
+    assert sizes["arguments"] < peak < sizes["total"] + 2**27  # with a TPU's vector memory
