@@ -6,7 +6,7 @@
     python -m experiments.launch --backend=tpu-vm --accelerator=v5p-32 --zone=ZONE ...
 
 --dry_run prints what would be submitted. local and tpu-vm run to the end, and give the run's exit
-code; slurm and gke submit it.
+code, or gcloud's; slurm and gke submit it.
 """
 
 import shlex
@@ -73,15 +73,17 @@ def launch(argv):
     if backend == "gke":
         name, text = gke_job(arguments, workdir, command)
         return print(text) if dry_run else cluster.gke_submit(name, text)
-    commands, last = local(arguments, command), None
     if backend == "tpu-vm":
         where = arguments.accelerator, arguments.zone, arguments.runtime, arguments.spot
         command = [*cluster.LOCAL, *command]
-        commands, last = cluster.tpu_vm(cluster.dns_name(workdir), command, *where)
+        made, run, last = cluster.tpu_vm(cluster.dns_name(workdir), command, *where)
+        commands = [*made, *run, last]
+    else:
+        commands = local(arguments, command)
     if dry_run:
-        return print(*map(shlex.join, [*commands, *([last] if last else [])]), sep="\n")
-    if last:
-        return on_tpu_vm(commands, last)
+        return print(*map(shlex.join, commands), sep="\n")
+    if backend == "tpu-vm":
+        return on_tpu_vm(made, run, last)
     return sys.exit(cluster.supervise(commands, lambda: saved_step(workdir), num_steps))
 
 
@@ -148,14 +150,20 @@ def gke_job(arguments, workdir, command):
     return name, cluster.manifest([*queue, jobs])
 
 
-def on_tpu_vm(commands, last):
+def on_tpu_vm(made, run, last):
+    """Exits with the code of what fails; VMs that another command has made are left alone."""
     cluster.needs("gcloud", "tpu-vm")
+    call_all(made)
     try:
-        for command in commands:
-            if code := subprocess.run(command).returncode:
-                sys.exit(code)
+        call_all(run)
     finally:
         subprocess.run(last)
+
+
+def call_all(commands):
+    for command in commands:
+        if code := subprocess.run(command).returncode:
+            sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -245,8 +245,8 @@ def gke_submit(name, text):
 
 
 def tpu_vm(name, command, accelerator, zone, runtime, spot):
-    """gcloud's commands: (those that make TPU VMs, bring what is committed and run, one that
-    deletes them). accelerator: as "v5p-32"."""
+    """Commands: (those that pack what is committed and make TPU VMs, those that bring it there and
+    run, one that deletes the VMs). accelerator: as "v5p-32"."""
     tool, archive = ["gcloud", "compute", "tpus", "tpu-vm"], f"/tmp/{name}.tar.gz"
     where, to_all = [name, f"--zone={zone}"], "--worker=all"
     kind = [f"--accelerator-type={accelerator}", f"--version={runtime}"]
@@ -255,9 +255,14 @@ def tpu_vm(name, command, accelerator, zone, runtime, spot):
         ". .venv/bin/activate && pip install -q -e '.[tpu,gs]' -c constraints.txt",
         shlex.join(command),
     ]
-    return [
-        ["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
-        [*tool, "create", *where, *kind, *(["--spot"] if spot else [])],
-        [*tool, "scp", archive, f"{name}:", where[1], to_all],
-        [*tool, "ssh", *where, to_all, f"--command={' && '.join(run)}"],
-    ], [*tool, "delete", *where, "--quiet"]
+    return (
+        [
+            ["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
+            [*tool, "create", *where, *kind, *(["--spot"] if spot else [])],
+        ],
+        [
+            [*tool, "scp", archive, f"{name}:", where[1], to_all],
+            [*tool, "ssh", *where, to_all, f"--command={' && '.join(run)}"],
+        ],
+        [*tool, "delete", *where, "--quiet"],
+    )

@@ -327,8 +327,8 @@ def test_the_checker_sees_what_is_wrong():
 
 
 def test_tpu_vms_get_the_code_run_and_are_deleted():
-    commands, last = launch.tpu_vm("lm-a", COMMAND, "v5p-32", "us-east5-a", "v2", True)
-    archive, create, copy, run = commands
+    made, runs, last = launch.tpu_vm("lm-a", COMMAND, "v5p-32", "us-east5-a", "v2", True)
+    (archive, create), (copy, run) = made, runs
     assert archive[:2] == ["git", "archive"] and archive[-1] == "HEAD"
     assert archive[3] == f"--output={copy[5]}"
     for command in (create, copy, run, last):

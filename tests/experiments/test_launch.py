@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, launch, sweep
+from lm.cluster import launch as cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "--config=configs/demo.py"
@@ -99,6 +100,28 @@ def test_a_package_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     status, _, err = command("launch", "--backend=slurm", DEMO, "--workdir=a", "--dry_run")
     assert status == 2 and "needs the package submitit, the extra 'launch'" in err
+
+
+@pytest.mark.parametrize(
+    ("fails", "asked", "code"),
+    [
+        ("", "create scp ssh delete", 0),
+        ("ssh", "create scp ssh delete", 3),
+        ("create", "create", 3),
+    ],
+)
+def test_tpu_vms_are_deleted_by_who_made_them(fails, asked, code, monkeypatch, tmp_path):
+    """gcloud is a stand-in here: it notes what it is asked, and fails at one thing."""
+    program = tmp_path / "gcloud"
+    program.write_text(f'#!/bin/sh\necho $4 >> {tmp_path}/asked\n[ "$4" != "{fails}" ] || exit 3\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    argv = ["--backend=tpu-vm", "--accelerator=v5p-8", "--zone=z", DEMO, "--workdir=gs://b/a"]
+    with pytest.raises(SystemExit) if code else contextlib.nullcontext() as ended:
+        command("launch", *argv)
+    assert not code or ended.value.code == code
+    Path("/tmp", f"{cluster.dns_name('gs://b/a')}.tar.gz").unlink()
+    assert (tmp_path / "asked").read_text().split() == asked.split()
 
 
 @pytest.mark.kills
