@@ -27,7 +27,7 @@ from lm.cluster import launch as cluster
 from lm.cluster.processes import RESTART
 from lm.cluster.signals import interruptions
 from lm.config import Config, resolve
-from lm.errors import RunError, UserError, optional, require
+from lm.errors import RunError, UserError, optional, require, require_in
 from lm.paths import alone, as_path, is_url, write
 from lm.track.environment import commit
 from lm.track.metrics import logged, read_metrics
@@ -166,6 +166,20 @@ class Sweep:
         parallel = self.arguments.parallel or (MANY if self.queued and self.runs[1:] else 1)
         # Slurm itself sees to how many of an array run at a time.
         at_once = MANY if self.arguments.backend == "slurm" and self.runs[1:] else parallel
+        try:
+            self.go_on(signals, parallel, at_once)
+        finally:  # what is in a queue goes on without this process
+            for run, process in [] if self.queued else list(self.running.items()):
+                stop(process)
+                self.write(run, "stopped")
+        if signals.requested:
+            print(f"{signals.requested}: the same command goes on.", file=sys.stderr)
+            sys.exit(RESTART)
+        told = f"{len(self.failed)} runs failed, and the same command tries them again: "
+        if self.failed:
+            raise RunError(told + ", ".join(self.failed))
+
+    def go_on(self, signals, parallel, at_once):
         more = True
         while (more or self.running) and not signals.requested:
             new = []
@@ -177,15 +191,6 @@ class Sweep:
             for run, process in list(self.running.items()):
                 self.watch(run, process)
             time.sleep(POLL)
-        if signals.requested:
-            for run, process in [] if self.queued else self.running.items():
-                stop(process)
-                self.write(run, "stopped")
-            print(f"{signals.requested}: the same command goes on.", file=sys.stderr)
-            sys.exit(RESTART)
-        told = f"{len(self.failed)} runs failed, and the same command tries them again: "
-        if self.failed:
-            raise RunError(told + ", ".join(self.failed))
 
     def row(self, run):
         return self.ledger.get(run.name, {})
@@ -300,6 +305,7 @@ class Search(Sweep):
             require(isinstance(names.get(name), kind), told)
         self.metric, self.count = names["METRIC"], names["TRIALS"]
         self.direction = names.get("DIRECTION", "minimize")
+        require_in(f"--sweep={file}: DIRECTION", self.direction, ("minimize", "maximize"))
         return [self.suggested(self.optuna.create_study(direction=self.direction).ask())]
 
     def suggested(self, trial):
@@ -329,7 +335,12 @@ class Search(Sweep):
         more = len(self.study.get_trials(deepcopy=False)) < self.count
         if self.waiting or not more:
             return super().next()
-        return self.suggested(self.study.ask())
+        trial = self.study.ask()
+        try:
+            return self.suggested(trial)
+        except UserError:
+            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+            raise
 
     def is_behind(self, run):
         known = self.study.get_trials(deepcopy=False)[run.trial.number].intermediate_values

@@ -89,6 +89,10 @@ WRONG = [
     ("def sweep():\n    return y\n", "line 2: NameError"),
     ("def sweep(:\n", "line 1: SyntaxError"),
     ("def search(trial):\n    return {}\n", "needs METRIC"),
+    (
+        "METRIC, TRIALS, DIRECTION = 'a', 2, 'up'\ndef search(trial):\n    return {}\n",
+        "DIRECTION='up'",
+    ),
     ("METRIC, TRIALS = 'eval/loss', 2\ndef search(trial):\n    return {'a': 1}\n", "no key 'a'"),
 ]
 
@@ -292,3 +296,14 @@ def test_a_search_ends_what_is_behind_and_survives(stand_in, file, tmp_path):
     assert all(row["eval_loss"] > done for row in lines if row["status"] == "pruned")
     status, out, _ = command(*argv)
     assert status == 0 and "12 trials, 12 of them ended" in out
+
+
+def test_a_trial_that_cannot_be_ends_the_search_and_the_others(stand_in, file, tmp_path):
+    """It is said in one line, no process is left, and the trial is not tried again."""
+    order = stand_in(1)
+    text = SEARCH.replace('"train.num_steps": 100', '"train.num_steps": 100 - 200 * trial.number')
+    argv = [file(text), DEMO, f"--workdir={tmp_path / 'runs'}", "--parallel=2"]
+    status, _, err = command(*argv)
+    assert status == 2 and re.fullmatch(r"error: trial 1 of [^\n]+\n", err) and len(order) <= 1
+    lines = (tmp_path / "runs" / "ledger.jsonl").read_text() if order else ""
+    assert all(json.loads(line)["status"] == "stopped" for line in lines.splitlines())
