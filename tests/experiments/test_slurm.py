@@ -1,7 +1,6 @@
 """A real Slurm of one node on loopback, started and stopped here: `make slurm`, as root.
 
-Jobs are queued again at once (cred_expire), and the node says it has four processors, for jobs that
-share what there is. No accounting, no cgroups: what a virtual machine has.
+The node says that it has four processors, for jobs that share what there is. No accounting, no cgroups: what a virtual machine has.
 """
 
 import json
@@ -22,7 +21,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontr
 CONF = """
 ClusterName=lm
 SlurmctldHost={host}(127.0.0.1)
-AuthInfo=socket={folder}/munge/socket,cred_expire=2
+AuthInfo=socket={folder}/munge/socket
 SlurmUser=root
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
@@ -140,6 +139,12 @@ def restarts(job):
     return int(output("scontrol", "show", "job", job).partition("Restarts=")[2].split()[0])
 
 
+def begin(job, *changes):
+    """Have a job that was queued again begin now, and not after the two minutes that Slurm waits."""
+    until(lambda: "Reason=BeginTime" in output("scontrol", "show", "job", job), 120)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now", *changes], check=True)
+
+
 def test_a_job_of_two_tasks_resumes_to_the_bit(slurm, tiny, tmp_path, exact):
     """One is queued again in the middle, another is not; their losses and batches are equal."""
     keys = {"train.num_steps": 90, "optim.decay_steps": 90, "checkpoint.every_steps": 0}
@@ -150,6 +155,7 @@ def test_a_job_of_two_tasks_resumes_to_the_bit(slurm, tiny, tmp_path, exact):
         if workdir == requeued:
             until(lambda: steps(requeued) >= 20, 120)
             subprocess.run(["scontrol", "requeue", job], check=True)
+            begin(job)
         until(lambda: not output("squeue", "--noheader"), 240)
         assert restarts(job) == (workdir == requeued)
         assert steps(workdir) == 90
@@ -166,8 +172,7 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm, tiny, tmp_path
     limit = ("--slurm=time=1", "--slurm=signal_delay_s=30", "--processes=2")
     job = launch("launch", tmp_path / "a", tiny, keys, *limit).split()[2].rstrip(";")
     until(lambda: restarts(job) == 1, 180)
-    # Else it may come to its end again before it has compiled.
-    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=10"], check=True)
+    begin(job, "TimeLimit=10")  # else it may come to its end again before it has compiled
     (saved,) = (tmp_path / "a" / "checkpoints").iterdir()
     until(lambda: steps(tmp_path / "a") > int(saved.name), 120)
     subprocess.run(["scancel", job], check=True)
