@@ -1,6 +1,7 @@
 """A real Slurm of one node on loopback, started and stopped here: `make slurm`, as root.
 
-The node says that it has four processors, for jobs that share what there is. No accounting, no cgroups: what a virtual machine has.
+The node says that it has four processors, for jobs that share what there is. No accounting, no
+cgroups: what a virtual machine has.
 """
 
 import json
@@ -140,7 +141,7 @@ def restarts(job):
 
 
 def begin(job, *changes):
-    """Have a job that was queued again begin now, and not after the two minutes that Slurm waits."""
+    """Have a job that was queued again begin now; Slurm would wait for two minutes."""
     until(lambda: "Reason=BeginTime" in output("scontrol", "show", "job", job), 120)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now", *changes], check=True)
 
