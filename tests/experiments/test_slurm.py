@@ -112,9 +112,9 @@ def slurm(tiny):
         try:
             until(lambda: "idle" in output("sinfo", "--noheader", "--format=%T"), 60)
             yield folder
-            subprocess.run(["scancel", "--user=root"], check=True)
-            until(lambda: not output("squeue", "--noheader"), 60)
         finally:
+            subprocess.run(["scancel", "--user=root"])
+            until(lambda: not output("squeue", "--noheader"), 60)
             for server in reversed(started):
                 server.terminate()
                 server.wait()
