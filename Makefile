@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test parity kills composition families systems bench aot lint clean
+.PHONY: help setup demo test parity kills slurm composition families systems bench aot lint clean
 
 VENV := .venv
 PARITY := .venv-parity
@@ -28,6 +28,11 @@ parity: $(PARITY)/.installed ## logits against transformers, in an environment w
 
 kills: setup ## 40 kills at random moments, each resumed bit for bit, and 20 of one process of many
 	LM_KILLS=40 $(PYTEST) -m kills -rP
+
+slurm: setup ## a real Slurm of one node, as root: requeue, time limit, an array; installs slurm-wlm
+	@if [ "$$(id -u)" != 0 ]; then echo "=== SKIPPED: make slurm needs root" >&2; exit 0; fi; \
+	which slurmctld munged > /dev/null || { apt-get update -qq; apt-get install -qq -y slurm-wlm munge; }; \
+	$(BIN)/python -m pytest -m slurm tests/experiments/test_slurm.py
 
 composition: setup ## every row of the composition matrix: at most 45 minutes
 	LM_COMPOSITION_ROWS=200 $(PYTEST) tests/composition

@@ -77,7 +77,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument ") + ".")
 
     def parse(self, argv):
-        """The flags as an argparse.Namespace; `config` in it is a locked ConfigDict, or None.
+        """The flags as an argparse.Namespace; `config` in it is a locked ConfigDict, or None, and
+        `spec` and `keys` what it was made of: FILE:PRESET, and {key: text}.
 
         Both --flag=value and --flag value are read. A flag that is unknown, misses its value, or is
         given twice with two values is a UserError; one of action="append" may be given often.
@@ -91,8 +92,9 @@ class Parser(argparse.ArgumentParser):
         flags = [(name, text) for name in given if name not in keys for text in given[name]]
         arguments = self.parse_args([n if text is None else f"{n}={text}" for n, text in flags])
         if self.takes_config and arguments.config is not None:
-            overrides = {name.removeprefix("--config."): text for name, text in keys.items()}
-            arguments.config = load_config(arguments.config, overrides)
+            arguments.spec = arguments.config
+            arguments.keys = {name.removeprefix("--config."): text for name, text in keys.items()}
+            arguments.config = load_config(arguments.spec, arguments.keys)
         else:
             require(not keys, f"{next(iter(keys), '')} needs --config=FILE:PRESET too.")
         return arguments
@@ -201,25 +203,36 @@ def _value(flag, text, kind, current):
 def _preset(spec):
     """The ConfigDict that FILE's get_config makes of PRESET, unlocked."""
     path, _, name = spec.partition(":")
-    file = next((file for file in (Path.cwd() / path, ROOT / path) if file.is_file()), None)
-    if file is None:
-        files = sorted((ROOT / "configs").glob("[a-z]*.py"))
-        hint = did_you_mean(path, [file.relative_to(ROOT).as_posix() for file in files])
-        raise UserError(f"--config={spec}: there is no file {path!r}.{hint}")
-    require(file.suffix == ".py", f"--config={spec}: {path} is not a Python file, FILE.py.")
-    try:
-        names = runpy.run_path(str(file))
+
+    def preset(names):
         told = "it has no function get_config, so it is not a preset file."
         require("get_config" in names, told)
-        get_config = names["get_config"]
-        config = get_config(name) if name else get_config()
-    except Exception as error:  # whatever a file that a user wrote can raise
-        raise UserError(f"--config={spec}: {_blame(error, file)}") from error
+        return names["get_config"](name) if name else names["get_config"]()
+
+    config = read_python(f"--config={spec}", path, "configs", preset)
     require(
         isinstance(config, ConfigDict),
         f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}.",
     )
     return config.unlock()
+
+
+def read_python(flag, path, folder, use):
+    """use({name: value}) of what a Python file defines, looked for here and in the repository.
+
+    folder: of the repository, whose files are proposed. Raises UserError, that begins with `flag`,
+    for what is wrong in the file.
+    """
+    file = next((file for file in (Path.cwd() / path, ROOT / path) if file.is_file()), None)
+    if file is None:
+        files = sorted((ROOT / folder).glob("[a-z]*.py"))
+        hint = did_you_mean(path, [file.relative_to(ROOT).as_posix() for file in files])
+        raise UserError(f"{flag}: there is no file {path!r}.{hint}")
+    require(file.suffix == ".py", f"{flag}: {path} is not a Python file, FILE.py.")
+    try:
+        return use(runpy.run_path(str(file)))
+    except Exception as error:  # whatever a file that a user wrote can raise
+        raise UserError(f"{flag}: {_blame(error, file)}") from error
 
 
 def _blame(error, file):

@@ -1,14 +1,12 @@
 """A run from its first step, or from its newest checkpoint, to its end."""
 
 import dataclasses
-import fcntl
 import functools
 import json
-import os
 import sys
 import time
 import zlib
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 
 import jax
 import numpy as np
@@ -21,13 +19,13 @@ from lm.cluster.hosts import Hosts, peak_gib
 from lm.cluster.signals import interruptions
 from lm.cluster.watchdog import Watchdog
 from lm.data.loader import Batches, ValidationBatches, batch_number, place, prefetch
-from lm.errors import RunError, UserError, require
+from lm.errors import RunError, require
 from lm.evaluate.likelihood import Likelihood
 from lm.flops import training_flops_per_token
 from lm.mesh import sharding, use_mesh
 from lm.nn.transformer import Transformer
 from lm.objectives.builder import make_examples
-from lm.paths import is_url, write
+from lm.paths import alone, write
 from lm.track.environment import write_environment
 from lm.track.experts import DeadExperts
 from lm.track.metrics import MetricsWriter, logged, read_metrics
@@ -133,28 +131,6 @@ def train_past_spikes(state, step, make, config, hooks, go_back):
             except Spike as error:  # without what would keep two states in memory
                 spike, state = error.with_traceback(None), None
         state = go_back(spike)
-
-
-@contextmanager
-def alone(workdir):
-    """Make the workdir, and hold it: of two runs at once each would remove what the other saves."""
-    if is_url(workdir):  # a bucket has no lock that a killed run would let go
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    folder = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process trains in {workdir}; wait for it, or give another --workdir."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(folder)
 
 
 def check_together(workdir, saved, index):

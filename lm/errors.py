@@ -1,6 +1,7 @@
 """What a user did wrong is a UserError: one line that names the value, the rule and the remedy."""
 
 import difflib
+import importlib
 import re
 
 
@@ -91,3 +92,12 @@ def require_path(key, value):
         f"{key}={value} is a URL, and this must be in a file system; mount what it names, and give "
         "the path where it is mounted, or another.",
     )
+
+
+def optional(package, key, extra):
+    """A module that is only installed with an extra. Raises UserError: the key needs it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        told = f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
+        raise UserError(told) from error

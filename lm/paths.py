@@ -5,6 +5,7 @@ region and endpoint (AWS_ENDPOINT_URL) are found as the store's own tools find t
 """
 
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import logging
@@ -117,3 +118,23 @@ def remove(folder):
         folder.rmtree(missing_ok=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(folder, told="another process trains in"):
+    """Make a folder, and hold it: of two runs at once each would remove what the other saves."""
+    if is_url(folder):  # a bucket has no lock that a killed run would let go
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{told} {folder}; wait for it, or give another --workdir.") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(held)

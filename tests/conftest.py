@@ -38,6 +38,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ.setdefault("MPLBACKEND", "agg")
+# Else submitit, when it is imported, closes every handler of logging, pytest's too.
+os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
 
 # Token stores: one folder for all workers of a run, which inherit it from the process that made it.
 made_cache = None

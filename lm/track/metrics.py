@@ -9,13 +9,12 @@ loses is what its resumption logs again.
 """
 
 import contextlib
-import importlib
 import json
 import math
 import time
 import uuid
 
-from lm.errors import RunError, UserError, require, require_path
+from lm.errors import RunError, optional, require, require_path
 from lm.paths import as_path, is_url, write
 
 FLUSH_SECONDS = 10
@@ -147,7 +146,7 @@ def _mend(path):
 
 class _TensorBoard:
     def __init__(self, folder):
-        self.module = _optional("tensorboardX", "metrics.tensorboard=True", "tensorboard")
+        self.module = optional("tensorboardX", "metrics.tensorboard=True", "tensorboard")
         self.folder, self.writer = folder, None
 
     def write(self, step, numbers):
@@ -164,7 +163,7 @@ class _TensorBoard:
 
 class _WandB:
     def __init__(self, workdir, project, config):
-        module = _optional("wandb", f"metrics.wandb_project={project!r}", "wandb")
+        module = optional("wandb", f"metrics.wandb_project={project!r}", "wandb")
         name = workdir / "wandb" / "id"
         if not name.exists():
             name.parent.mkdir(exist_ok=True)
@@ -181,11 +180,3 @@ class _WandB:
 
     def close(self):
         self.run.finish()
-
-
-def _optional(package, key, extra):
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        told = f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
-        raise UserError(told) from error

@@ -1,0 +1,400 @@
+"""Many runs of a configuration, each with its own changes; the same command again goes on.
+
+    python -m experiments.sweep --sweep=experiments/sweeps/scaling.py --config=configs/demo.py \\
+        --workdir=FOLDER [--backend=local] [--parallel=2] [--dry_run]
+    python -m experiments.sweep --workdir=FOLDER --list [--json]
+
+FILE has sweep(), which gives a dict of keys and values for each run, or search(trial), which makes
+one of what optuna suggests, and METRIC, of metrics.jsonl, TRIALS and maybe DIRECTION="maximize".
+A run's name follows from what it changes: what is done is never run again, what was killed goes on.
+FOLDER/ledger.jsonl has a line for each run; what is not known there is null.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from experiments import cli
+from experiments import launch as launcher
+from experiments.inspect import read_config
+from lm.cluster import launch as cluster
+from lm.cluster.processes import RESTART
+from lm.cluster.signals import interruptions
+from lm.config import Config, resolve
+from lm.errors import RunError, UserError, optional, require, require_in
+from lm.paths import alone, as_path, is_url, write
+from lm.track.environment import commit
+from lm.track.metrics import logged, read_metrics
+
+flags = cli.Parser(__doc__, config="optional")
+add = flags.add_argument
+add("--workdir", required=True, metavar="FOLDER", help="where the runs are kept")
+add("--sweep", metavar="FILE", help="what runs, as experiments/sweeps/scaling.py")
+add("--parallel", type=int, metavar="N", help="runs at a time (1; all of a grid on slurm or gke)")
+add("--list", action="store_true", help="how the runs of a folder stand")
+add("--json", action="store_true", help="print that as JSON")
+launcher.add_flags(flags)
+
+POLL = 0.5  # seconds
+MANY = 10**6
+QUEUES = ("slurm", "gke")  # where runs wait for their turn, and go on without this process
+RESULTS = {"train_loss": "train/loss", "eval_loss": "eval/loss"}  # in metrics.jsonl
+RESULTS |= {"energy_joules": "energy/joules", "cost": "cost"}  # where they are known
+LISTED = ("run", "status", "seed", "steps", "seconds", "train_loss", "eval_loss")
+
+
+def sweep(argv):
+    arguments = flags.parse(argv)
+    folder = as_path(arguments.workdir, "--workdir")
+    if arguments.list:
+        rows = list(read_ledger(folder).values())
+        require(rows, f"there is no sweep in {folder}; give the --workdir of one.")
+        short = [{key: row[key] for key in LISTED} | row["changes"] for row in rows]
+        return print(json.dumps(rows, indent=2) if arguments.json else table(short))
+    for flag, value in (("config=FILE:PRESET", arguments.config), ("sweep=FILE", arguments.sweep)):
+        require(value, f"--{flag} is missing; only --list goes without.")
+    told = f"--parallel={arguments.parallel} must be 1 or more."
+    require(arguments.parallel is None or arguments.parallel >= 1, told)
+    launcher.check(arguments)
+    names = read(arguments, lambda names: {**names, "runs": list(names.get("sweep", list)())})
+    told = f"--sweep={arguments.sweep} has neither sweep() nor search(trial), so it is no sweep."
+    require("sweep" in names or "search" in names, told)
+    planned = (Search if "search" in names else Sweep)(arguments, folder, names)
+    if arguments.dry_run:
+        return print(table([{"run": run.name, **run.changes} for run in planned.runs]))
+    with alone(planned.local, "another sweep runs in"), interruptions() as signals:
+        return planned.run(signals)
+
+
+def read(arguments, use):
+    """use({name: value}) of the sweep's file. Raises UserError for what is wrong in it."""
+    flag = f"--sweep={arguments.sweep}"
+    return cli.read_python(flag, arguments.sweep, "experiments/sweeps", use)
+
+
+def read_ledger(folder):
+    """{run: its line of the ledger}"""
+    path = folder / "ledger.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    try:
+        return {row["run"]: row for row in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a ledger ({error}); mend it.") from error
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    workdir: Path  # its name is the run's
+    changes: dict  # {key: value}
+    texts: dict  # the same, as flags have them
+    config: Config
+    trial: object = None  # optuna's
+
+    @property
+    def name(self):
+        return self.workdir.name
+
+
+def plan(arguments, label, changes, trial=None):
+    """A Run, checked by all that can be without its text. Raises UserError, label first."""
+    require(
+        isinstance(changes, dict), f"{label} is {changes!r}, and not a dict of keys and values."
+    )
+    changes = {key: x.item() if hasattr(x, "item") else x for key, x in changes.items()}
+    twice = ", ".join(arguments.keys.keys() & changes.keys())
+    require(not twice, f"{label} sets {twice}, which is given as a flag too; give it once.")
+    texts = {key: x if isinstance(x, str) else repr(x) for key, x in changes.items()}
+    keys = {**arguments.keys, **texts}
+    try:
+        config = resolve(cli.load_config(arguments.spec, keys), tokenizer_size=1)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from error
+    words = ",".join(f"{key.rpartition('.')[2]}={text}" for key, text in texts.items())
+    content = json.dumps([arguments.spec, sorted(keys.items())])
+    number = f"{trial.number:04}," if trial else ""
+    name = number + re.sub(r"[^\w=.,-]", "_", words)[:60]
+    name = f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return Run(as_path(arguments.workdir) / name, changes, texts, config, trial)
+
+
+class Sweep:
+    """The runs that sweep() gives, each once: starts them, watches them and writes the ledger."""
+
+    def __init__(self, arguments, folder, names):
+        self.arguments, self.folder, self.failed = arguments, folder, []
+        self.local = Path("runs", cluster.dns_name(folder)) if is_url(folder) else folder
+        self.queued = arguments.backend in QUEUES
+        self.ledger, self.running = read_ledger(folder), {}
+        self.runs = self.planned(names)
+
+    def planned(self, names):
+        """What a dry run shows. Raises UserError for a run that cannot be, or is there twice."""
+        file, seen, runs = self.arguments.sweep, {}, []
+        require(names["runs"], f"--sweep={file}: sweep() gives no run.")
+        for number, changes in enumerate(names["runs"]):
+            run = plan(self.arguments, f"run {number} of {file}", changes)
+            content = json.dumps(dataclasses.asdict(run.config), sort_keys=True)
+            same = seen.setdefault(content, number)
+            told = f"run {number} of {file} ({run.changes}) is run {same} again; leave one out."
+            require(same == number, told)
+            runs.append(run)
+        return runs
+
+    def open(self):
+        self.waiting = [run for run in self.runs if self.row(run).get("status") != "done"]
+        print(f"{len(self.runs)} runs, {len(self.runs) - len(self.waiting)} of them done")
+
+    def next(self):
+        return self.waiting.pop(0) if self.waiting else None
+
+    # Search has these do something.
+    def is_behind(self, run):
+        return False
+
+    def tell(self, run, status, rows):
+        pass
+
+    def run(self, signals):
+        """All runs, to their end or a signal's. Raises RunError if some have failed."""
+        self.open()
+        parallel = self.arguments.parallel or (MANY if self.queued and self.runs[1:] else 1)
+        # Slurm itself sees to how many of an array run at a time.
+        at_once = MANY if self.arguments.backend == "slurm" and self.runs[1:] else parallel
+        try:
+            self.go_on(signals, parallel, at_once)
+        finally:  # what is in a queue goes on without this process
+            for run, process in [] if self.queued else list(self.running.items()):
+                stop(process)
+                self.write(run, "stopped")
+        if signals.requested:
+            print(f"{signals.requested}: the same command goes on.", file=sys.stderr)
+            sys.exit(RESTART)
+        told = f"{len(self.failed)} runs failed, and the same command tries them again: "
+        if self.failed:
+            raise RunError(told + ", ".join(self.failed))
+
+    def go_on(self, signals, parallel, at_once):
+        more = True
+        while (more or self.running) and not signals.requested:
+            new = []
+            while more and len(self.running) + len(new) < at_once:
+                run = self.next()
+                more = run is not None
+                new += [run] if more and not self.ended(run) else []
+            self.start(new, parallel)
+            for run, process in list(self.running.items()):
+                self.watch(run, process)
+            time.sleep(POLL)
+
+    def row(self, run):
+        return self.ledger.get(run.name, {})
+
+    def metrics(self, run):
+        path = run.workdir / "metrics.jsonl"
+        return read_metrics(path) if logged(path) else []
+
+    def ended(self, run):
+        """Whether all its steps are done, though a sweep that was killed could not say so."""
+        if launcher.saved_step(run.workdir) < run.config.train.num_steps:
+            return False
+        self.end(run, "done")
+        return True
+
+    def start(self, runs, parallel):
+        """Start runs, all at once, but for those that a killed sweep has left going on."""
+        jobs = {run: self.row(run).get("job") for run in runs}
+        held = {r: cluster.slurm_job(jobs[r]) if jobs[r] else Held(r.workdir) for r in runs}
+        self.running |= {run: process for run, process in held.items() if process.poll() is None}
+        new = [run for run in runs if run not in self.running]
+        for run, process in zip(new, self.processes(new, parallel), strict=True):
+            self.running[run] = process
+            lost = self.row(run).get("status") == "started"  # with the sweep that began it
+            seconds = None if lost else self.row(run).get("seconds", 0)
+            job = process.name if self.arguments.backend == "slurm" else None
+            self.write(run, "started", job=job, began=time.time(), seconds=seconds)
+            print(f"{run.name}: started", flush=True)
+
+    def processes(self, runs, parallel):
+        """What poll()s and can terminate(), of each run."""
+        arguments, backend = self.arguments, self.arguments.backend
+        commands = [launcher.run_flags(arguments, run.workdir, run.texts) for run in runs]
+        if backend == "slurm" and runs:
+            folder, parameters = launcher.slurm_job(arguments, self.folder)
+            commands = [[*launcher.here(), *command] for command in commands]
+            parameters["array_parallelism"] = parallel
+            return cluster.slurm_submit(folder, parameters, commands)
+        if backend == "gke":
+            jobs = zip(runs, commands, strict=True)
+            jobs = [launcher.gke_job(arguments, run.workdir, flags) for run, flags in jobs]
+            return [cluster.gke_submit(*job) for job in jobs]
+        options = ("backend", "processes", "accelerator", "zone", "runtime")
+        given = [(name, getattr(arguments, name)) for name in options]
+        launch = [sys.executable, "-m", "experiments.launch"]
+        launch += [f"--{name}={value}" for name, value in given if value]
+        launch += ["--spot"] if arguments.spot else []
+        started = []
+        for run, command in zip(runs, commands, strict=True):
+            log = self.local / "logs" / f"{run.name}.txt"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as out:
+                started.append(subprocess.Popen([*launch, *command], stdout=out, stderr=out))
+        return started
+
+    def watch(self, run, process):
+        code = process.poll()
+        if code is None and self.is_behind(run):
+            stop(process)
+            if not self.ended(run):  # it may have come to its last step
+                self.end(run, "pruned")
+        elif code is not None and not self.ended(run):
+            self.end(run, "failed", code)
+
+    def end(self, run, status, code=0):
+        self.running.pop(run, None)
+        self.write(run, status, exit=code)
+        self.tell(run, status, self.metrics(run))
+        self.failed += [run.name] if status == "failed" else []
+        print(f"{run.name}: {status}, eval/loss {self.row(run)['eval_loss']}", flush=True)
+
+    def write(self, run, status, **values):
+        """A run's line of the ledger, with what its workdir tells."""
+        workdir, row, rows = run.workdir, self.row(run), self.metrics(run)
+        environment, config = workdir / "environment.json", workdir / "config.json"
+        seconds = row.get("seconds")
+        if status != "started" and row.get("status") == "started" and seconds is not None:
+            seconds += time.time() - row["began"]
+        starts = json.loads(environment.read_text()) if environment.is_file() else []
+        self.ledger[run.name] = {
+            "run": run.name,
+            "status": status,
+            "workdir": str(workdir),
+            "config": self.arguments.spec,
+            "changes": {**self.arguments.keys, **run.changes},
+            "code": starts[-1]["code"] if starts else commit(cli.ROOT),
+            "data_key": read_config(workdir)[1] if config.is_file() else None,
+            "seed": run.config.train.seed,
+            "steps": launcher.saved_step(workdir),
+            "seconds": seconds,
+            **{name: last(rows, key) for name, key in RESULTS.items()},
+            **{name: row.get(name) for name in ("job", "began", "exit")},
+            **values,
+        }
+        lines = [f"{json.dumps(line)}\n" for line in self.ledger.values()]
+        write(self.folder / "ledger.jsonl", "".join(lines))
+
+
+class Search(Sweep):
+    """The runs that optuna suggests, by TPE; successive halving ends those that are behind.
+
+    What it knows is in optuna.journal; trials that a killed search has left go on.
+    """
+
+    def planned(self, names):
+        """What a first trial may be."""
+        file = self.arguments.sweep
+        self.optuna = optional("optuna", f"search(trial) of {file}", "sweep")
+        self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
+        for name, kind in (("METRIC", str), ("TRIALS", int)):
+            told = f"--sweep={file} searches, and needs {name} = something of type {kind.__name__}."
+            require(isinstance(names.get(name), kind), told)
+        self.metric, self.count = names["METRIC"], names["TRIALS"]
+        self.direction = names.get("DIRECTION", "minimize")
+        require_in(f"--sweep={file}: DIRECTION", self.direction, ("minimize", "maximize"))
+        return [self.suggested(self.optuna.create_study(direction=self.direction).ask())]
+
+    def suggested(self, trial):
+        changes = read(self.arguments, lambda names: names["search"](trial))
+        label = f"trial {trial.number} of {self.arguments.sweep}"
+        return plan(self.arguments, label, changes, trial)
+
+    def open(self):
+        storages, Trial = self.optuna.storages, self.optuna.trial.Trial
+        file = storages.journal.JournalFileBackend(str(self.local / "optuna.journal"))
+        self.study = self.optuna.create_study(
+            study_name="sweep",
+            storage=storages.JournalStorage(file),
+            pruner=self.optuna.pruners.SuccessiveHalvingPruner(),
+            direction=self.direction,
+            load_if_exists=True,
+        )
+        trials = self.study.get_trials(deepcopy=False)
+        # With the seed of before it would suggest the same again.
+        sampler = self.optuna.samplers.TPESampler(seed=len(trials), constant_liar=True)
+        self.study.sampler = sampler
+        left = [trial for trial in trials if not trial.state.is_finished()]
+        self.waiting = [self.suggested(Trial(self.study, trial._trial_id)) for trial in left]
+        print(f"{self.count} trials, {len(trials) - len(left)} of them ended")
+
+    def next(self):
+        more = len(self.study.get_trials(deepcopy=False)) < self.count
+        if self.waiting or not more:
+            return super().next()
+        trial = self.study.ask()
+        try:
+            return self.suggested(trial)
+        except UserError:
+            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+            raise
+
+    def is_behind(self, run):
+        known = self.study.get_trials(deepcopy=False)[run.trial.number].intermediate_values
+        for row in self.metrics(run):
+            if row.get(self.metric) is not None and row["step"] not in known:
+                run.trial.report(row[self.metric], row["step"])
+        return run.trial.should_prune()
+
+    def tell(self, run, status, rows):
+        value, states = last(rows, self.metric), self.optuna.trial.TrialState
+        told = f"{run.name} logged no {self.metric}, the METRIC of {self.arguments.sweep}."
+        require(value is not None or status != "done", told)
+        if status == "done":
+            self.study.tell(run.trial, value)
+        else:
+            self.study.tell(run.trial, state=states.PRUNED if status == "pruned" else states.FAIL)
+
+
+def stop(process):
+    process.terminate()
+    while process.poll() is None:
+        time.sleep(POLL)
+
+
+class Held:
+    """A run that another process may still have, as a process."""
+
+    def __init__(self, workdir):
+        self.workdir = workdir
+
+    def poll(self):
+        with contextlib.suppress(UserError), alone(self.workdir):
+            return 0
+        return None
+
+    def terminate(self):
+        """It ends by itself."""
+
+
+def last(rows, name):
+    return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+
+
+def table(rows):
+    """Rows as text, with a column for each key."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [[key.rpartition(".")[2] for key in keys]]
+    for row in rows:
+        values = [row.get(key, "") for key in keys]
+        lines.append([f"{x:.5g}" if isinstance(x, float) else str(x) for x in values])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [map(str.ljust, line, widths) for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+if __name__ == "__main__":
+    cli.main(sweep)

@@ -1,0 +1,31 @@
+"""Twelve decoders on the default text, for a scaling law: four sizes, each with three budgets.
+
+    python -m experiments.sweep --sweep=experiments/sweeps/scaling.py --config=configs/demo.py \\
+        --workdir=runs/scaling
+    python -m experiments.scaling --runs=runs/scaling
+
+Sizes and budgets vary by themselves, as a fit cannot tell apart what rises together. Each run has
+its own whole schedule, so that its last loss is that of its budget (arXiv:2203.15556, section 3.1).
+"""
+
+from experiments.sweeps import product, zipped
+
+
+def sweep():
+    sizes = zipped(
+        {
+            "model.d_model": [16, 32, 48, 64],
+            "model.num_layers": [1, 2, 3, 4],
+            "model.num_heads": [1, 2, 3, 4],
+            "optim.peak_lr": [1e-2, 8e-3, 6e-3, 4e-3],
+        }
+    )
+    common = {
+        "data.batch_size": [8],
+        "data.sequence_length": [64],
+        "data.validation_fraction": [0.003],
+        "metrics.every_steps": [20],
+        "evaluate.every_steps": [10_000],  # after the last step
+        "checkpoint.every_steps": [200],
+    }
+    return product(sizes, {"train.num_steps": [200, 400, 800]}, common)

@@ -1,0 +1,268 @@
+"""A run's command on machines: as processes here, a Slurm job, a JobSet, commands for TPU VMs.
+
+Every machine runs LOCAL, which `supervise`s: the command is started again as long as it asks for
+that, and 0 says that the run is done, as no scheduler would go on with one that only saved.
+"""
+
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+from lm.cluster.processes import RESTART
+from lm.cluster.signals import interruptions
+from lm.errors import did_you_mean, optional, require
+
+LOCAL = ["python", "-m", "experiments.launch", "--backend=local"]
+GRACE = 120  # seconds, from the signal that asks a run to save to the one that kills it
+TRIES = 3  # starts in a row without a new checkpoint
+JOBSETS = 100  # starts of a JobSet, of which a machine was lost
+POLL = 0.1  # seconds
+
+
+def needs(program, backend):
+    told = f"--backend={backend} needs {program}, which is not here; run this where that is, or "
+    require(shutil.which(program), f"{told}see what it would submit with --dry_run.")
+
+
+def processes(command, count, port):
+    """The commands of a run of `count` processes on this machine."""
+    if count == 1:
+        return [command]
+    found = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    return [[*command, *found, f"--process_id={index}"] for index in range(count)]
+
+
+def supervise(commands, progress, num_steps):
+    """Run the commands, of one run, together, again after RESTART or a kill; gives the exit code.
+
+    progress(): the last step that is saved. A run that saved before num_steps, as a signal to it or
+    to another of its processes asked, gives RESTART too.
+    """
+    tries, saved = 0, progress()
+    with interruptions() as signals:
+        while True:
+            codes = _run([subprocess.Popen(command) for command in commands], signals)
+            if wrong := [code for code in codes if code > 0 and code != RESTART]:
+                return wrong[0]
+            before, saved = saved, progress()
+            tries = 1 if saved > before else tries + 1
+            if not any(codes):
+                return 0 if saved >= num_steps else RESTART
+            if signals.requested or tries >= TRIES:
+                return RESTART
+            print(f"launch: ended with {codes}; again from step {saved}", file=sys.stderr)
+
+
+def _run(started, signals):
+    """The exit codes of processes, which are told of a signal to this one."""
+    told = False
+    while None in (codes := [process.poll() for process in started]):
+        if signals.requested and not told:
+            told = True
+            for process in started:
+                process.terminate()
+        time.sleep(POLL)
+    return codes
+
+
+class Job:
+    """A job of a cluster as subprocess.Popen is a process; codes: {state: exit code}."""
+
+    def __init__(self, name, state, codes, cancel):
+        self.name, self.state, self.codes, self.cancel = name, state, codes, cancel
+
+    def poll(self):
+        told = subprocess.run(self.state, capture_output=True, text=True)
+        known = not told.returncode or "Invalid job id" in told.stderr  # else none has answered
+        return self.codes.get(told.stdout.strip()) if known else None
+
+    def terminate(self):
+        subprocess.run(self.cancel, stdout=subprocess.DEVNULL)
+
+
+def slurm_job(name):
+    state = ["squeue", "--noheader", "--format=%T", f"--jobs={name}"]
+    return Job(name, state, {"": 0}, ["scancel", name])
+
+
+def slurm_parameters(name, nodes, per_node, chips, options):
+    """What submitit makes a batch script of; options: ["partition=a", "time=MINUTES"], as there."""
+    slurm = optional("submitit", "--backend=slurm", "launch").slurm.slurm
+    parameters = {"job_name": name, "nodes": nodes, "ntasks_per_node": per_node}
+    parameters |= {"time": 24 * 60, "signal_delay_s": GRACE}
+    parameters |= {"additional_parameters": {"requeue": True}}
+    parameters |= {"gpus_per_node": chips} if chips else {}
+    known = sorted(slurm.SlurmExecutor._valid_parameters())
+    for option in options:
+        key, equals, text = option.partition("=")
+        told = f"--slurm={option}: there is no {key!r}.{did_you_mean(key, known)}"
+        require(key in known, told)
+        require(equals, f"--slurm={option} has no value; give --slurm={key}=VALUE.")
+        parameters[key] = int(text) if text.isdigit() else text
+    return parameters
+
+
+def slurm_script(folder, parameters, count=None):
+    """What sbatch is given; count: of the runs of an array, None of a job."""
+    slurm = optional("submitit", "--backend=slurm", "launch").slurm.slurm
+    task = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return slurm._make_sbatch_string(command=task, folder=folder, map_count=count, **parameters)
+
+
+def slurm_submit(folder, parameters, commands):
+    """Submit a job, or of several commands an array; gives a Job of each."""
+    needs("sbatch", "slurm")
+    submitit = optional("submitit", "--backend=slurm", "launch")
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
+    executor.update_parameters(**parameters)
+    with executor.batch():
+        jobs = [executor.submit(SlurmTask(command)) for command in commands]
+    return [slurm_job(job.job_id) for job in jobs]
+
+
+class SlurmTask:
+    """What each task of a Slurm job does; preempted, or out of time, the job is queued again."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __call__(self):
+        # All of a job get the signal that comes before the end, which is for submitit.
+        deaf = lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # noqa: E731
+        self.process = subprocess.Popen(self.command, preexec_fn=deaf)
+        while self.process.poll() is None:
+            time.sleep(POLL)
+        if code := self.process.returncode:
+            sys.exit(code)  # the job's exit code too, which an exception's would not be
+
+    def checkpoint(self):
+        """submitit's signal handler calls it, in task 0, before it queues the job again."""
+        from submitit.helpers import DelayedSubmission
+
+        self.process.terminate()
+        # `wait` may be what the signal interrupted, and its lock is taken.
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(SlurmTask(self.command))
+
+
+def dns_name(workdir):
+    """A name for a cluster, from a workdir: readable, its own, short enough for pods."""
+    text = re.sub(r"[^a-z0-9]+", "-", str(workdir).rstrip("/").rpartition("/")[2].lower())
+    return f"lm-{text.strip('-')[:24].strip('-')}-{zlib.crc32(str(workdir).encode()):08x}"
+
+
+def jobset(name, command, image, accelerator, chips, nodes, slices, queue):
+    """A run on GKE as a JobSet (v1alpha2), which Kueue admits as a whole.
+
+    accelerator: a GPU, "nvidia-h100-80gb", of which `nodes` have `chips` each; or a TPU and its
+    topology, "tpu-v5p-slice:2x2x4", of which there are `slices`, `chips` (4) in a node.
+    """
+    kind, _, topology = accelerator.partition(":")
+    container = {"name": "lm", "image": image}
+    pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE}
+    if kind.startswith("tpu"):
+        shape = re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology)
+        require(shape, f"--accelerator={accelerator} must have a topology, as {kind}:2x2x4.")
+        total = math.prod(map(int, topology.split("x")))
+        chips, resource = chips or min(total, 4), "google.com/tpu"
+        require(total % chips == 0, f"--chips={chips} does not divide the {total} of {topology}.")
+        nodes, selector = total // chips, {"tpu-accelerator": kind, "tpu-topology": topology}
+    else:
+        require(chips, f"--accelerator={accelerator} needs --chips=N, the GPUs of each node.")
+        require(slices == 1, f"--slices={slices} is for TPUs; give --nodes=N.")
+        resource, selector = "nvidia.com/gpu", {"accelerator": kind}
+        container["volumeMounts"] = [{"name": "memory", "mountPath": "/dev/shm"}]  # for NCCL
+        pod["volumes"] = [{"name": "memory", "emptyDir": {"medium": "Memory"}}]
+        if nodes > 1:  # of TPUs each is told who it is
+            found = [f"--coordinator={name}-lm-0-0.{name}:8476", f"--num_processes={nodes}"]
+            command = [*command, *found, "--process_id=$(JOB_COMPLETION_INDEX)"]
+    container |= {"command": command, "resources": {"limits": {resource: chips}}}
+    pod["nodeSelector"] = {f"cloud.google.com/gke-{key}": x for key, x in selector.items()}
+    pod["containers"] = [container]
+    # A mistake (2), or a run that cannot go on (1), ends it; whatever else happens starts it again.
+    codes = {"containerName": "lm", "operator": "In", "values": [1, 2]}
+    job = {"completionMode": "Indexed", "parallelism": nodes, "completions": nodes}
+    job |= {"backoffLimit": 0, "template": {"spec": pod}}
+    job["podFailurePolicy"] = {"rules": [{"action": "FailJob", "onExitCodes": codes}]}
+    fails = {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    metadata = {"name": name}
+    if queue:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}
+    if slices > 1:  # each has its node pool
+        exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+        metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
+    spec = {
+        "suspend": bool(queue),  # until Kueue admits it
+        "failurePolicy": {"maxRestarts": JOBSETS, "rules": [fails]},
+        "replicatedJobs": [{"name": "lm", "replicas": slices, "template": {"spec": job}}],
+    }
+    return _object("jobset.x-k8s.io/v1alpha2", "JobSet", metadata, spec)
+
+
+def kueue(queue, jobs, chips):
+    """A queue, in the namespace "default", of JobSets like `jobs`, and of so many chips in all:
+    objects (v1beta2) that a cluster needs once."""
+    pod = jobs["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (resource,) = pod["containers"][0]["resources"]["limits"]
+    quota = {"name": queue, "resources": [{"name": resource, "nominalQuota": chips}]}
+    groups = [{"coveredResources": [resource], "flavors": [quota]}]
+    api, name = "kueue.x-k8s.io/v1beta2", {"name": queue}
+    return [
+        _object(api, "ResourceFlavor", name, {"nodeLabels": pod["nodeSelector"]}),
+        _object(api, "ClusterQueue", name, {"namespaceSelector": {}, "resourceGroups": groups}),
+        _object(api, "LocalQueue", {**name, "namespace": "default"}, {"clusterQueue": queue}),
+    ]
+
+
+def _object(api, kind, metadata, spec):
+    return {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def manifest(objects):
+    """What kubectl is given: JSON, which is YAML too."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}, indent=2)
+
+
+def gke_submit(name, text):
+    """Apply a manifest; a JobSet that has ended begins anew, one that runs goes on. Gives a Job."""
+    needs("kubectl", "gke")
+    state = ["kubectl", "get", "jobset", name, "--output=jsonpath={.status.terminalState}"]
+    cancel = ["kubectl", "delete", "jobset", name]
+    job = Job(name, state, {"Completed": 0, "Failed": 1}, cancel)
+    if job.poll() is not None:
+        job.terminate()
+    ended = subprocess.run(["kubectl", "apply", "--filename=-"], input=text, text=True)
+    require(ended.returncode == 0, "kubectl refuses the manifest; its lines say why.")
+    return job
+
+
+def tpu_vm(name, command, accelerator, zone, runtime, spot):
+    """Commands: (those that pack what is committed and make TPU VMs, those that bring it there and
+    run, one that deletes the VMs). accelerator: as "v5p-32"."""
+    tool, archive = ["gcloud", "compute", "tpus", "tpu-vm"], f"/tmp/{name}.tar.gz"
+    where, to_all = [name, f"--zone={zone}"], "--worker=all"
+    kind = [f"--accelerator-type={accelerator}", f"--version={runtime}"]
+    run = [
+        f"mkdir -p lm && tar -xzf {name}.tar.gz -C lm && cd lm && python3 -m venv .venv",
+        ". .venv/bin/activate && pip install -q -e '.[tpu,gs]' -c constraints.txt",
+        shlex.join(command),
+    ]
+    return (
+        [
+            ["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
+            [*tool, "create", *where, *kind, *(["--spot"] if spot else [])],
+        ],
+        [
+            [*tool, "scp", archive, f"{name}:", where[1], to_all],
+            [*tool, "ssh", *where, to_all, f"--command={' && '.join(run)}"],
+        ],
+        [*tool, "delete", *where, "--quiet"],
+    )
