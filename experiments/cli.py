@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from lm.config import flatten
 from lm.errors import RunError, UserError, did_you_mean, require
-from lm.paths import explain
+from lm.paths import as_path, explain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -256,6 +256,19 @@ def describe(config):
         words = (f"{key}={value if value != '' else repr('')}" for key, value in values.items())
         lines += wrapper.wrap(f"{section:12}{' '.join(words)}")
     return "\n".join(lines)
+
+
+def find_runs(paths):
+    """The runs in folders, of which each is a run's or one whose sub-folders are."""
+    found = []
+    for path in paths:
+        folder = as_path(path, "--runs")
+        require(folder.is_dir(), f"--runs={path} is no folder; give a run's workdir.")
+        inside = [x for x in (folder, *sorted(folder.iterdir())) if (x / "config.json").is_file()]
+        told = f"--runs={path} holds no run, nor do the folders in it: a run has a config.json"
+        require(inside, f"{told}; give a run's workdir, or a folder of runs.")
+        found += inside
+    return list(dict.fromkeys(found))
 
 
 def main(command):

@@ -27,7 +27,7 @@ def report(argv):
     arguments = flags.parse(argv)
     number, prompt = arguments.samples, arguments.prompt
     require(number >= 0, f"--samples={number} must be 0 or more.")
-    folders = find_runs(arguments.runs)
+    folders = cli.find_runs(arguments.runs)
     names = [folder.name for folder in folders]
     names = names if len({*names}) == len(names) else map(str, folders)
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
@@ -39,19 +39,6 @@ def report(argv):
             run.notes.append(f"not sampled: {error}")
     write(as_path(arguments.out, "--out"), page(runs).encode(errors="replace"))
     print(f"report on {len(runs)} run{'s' * (len(runs) > 1)}: {arguments.out}")
-
-
-def find_runs(paths):
-    """The runs in folders, of which each is a run's or one whose sub-folders are."""
-    found = []
-    for path in paths:
-        folder = as_path(path, "--runs")
-        require(folder.is_dir(), f"--runs={path} is no folder; give a run's workdir.")
-        inside = [x for x in (folder, *sorted(folder.iterdir())) if (x / "config.json").is_file()]
-        told = f"--runs={path} holds no run, nor do the folders in it: a run has a config.json"
-        require(inside, f"{told}; give a run's workdir, or a folder of runs.")
-        found += inside
-    return list(dict.fromkeys(found))
 
 
 if __name__ == "__main__":

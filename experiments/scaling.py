@@ -1,7 +1,7 @@
 """Fit scaling laws to runs: how loss falls with parameters and tokens, and what compute buys.
 
     python -m experiments.scaling --csv=losses.csv --flops=1e22
-    python -m experiments.scaling --runs=runs/sweep/a --runs=runs/sweep/b ... --json
+    python -m experiments.scaling --runs=runs/sweep --json
 
 A CSV has a row for each run: params, tokens or training_flops (6 params tokens), loss or loss_nats.
 What is fitted: Chinchilla's parametric law with intervals, Kaplan's law, profiles of equal FLOPs,
@@ -22,7 +22,11 @@ flags.add_argument(
     "--curves", metavar="FILE", help="the same at many steps of each run, named in a column `run`"
 )
 flags.add_argument(
-    "--runs", action="append", default=[], metavar="FOLDER", help="a run's workdir; may be repeated"
+    "--runs",
+    action="append",
+    default=[],
+    metavar="FOLDER",
+    help="a run, or a folder of runs; may be repeated",
 )
 flags.add_argument(
     "--approach", type=int, action="append", default=[], metavar="N",
@@ -123,7 +127,7 @@ def read(arguments, laws):
     """(Runs at their ends, Runs of curves or None)"""
     curves = None
     if arguments.runs:
-        curves = laws.joined([laws.read_run(folder) for folder in dict.fromkeys(arguments.runs)])
+        curves = laws.joined([laws.read_run(folder) for folder in cli.find_runs(arguments.runs)])
     elif arguments.curves:
         curves = laws.read_csv(arguments.curves)
         require(

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from experiments.report import find_runs, report
+from experiments.cli import find_runs
+from experiments.report import report
 from lm.errors import UserError
 
 

@@ -75,13 +75,11 @@ def logged(folder, width, tokens):
 
 
 def test_runs_are_read_with_their_curves(tmp_path, capsys):
-    folders = []
     for width in (32, 64, 96, 128):
         for tokens in (1e6, 4e6, 1.6e7):
-            folders.append(tmp_path / f"{width}_{tokens:g}")
-            logged(folders[-1], width, tokens)
-    flags = [f"--runs={folder}" for folder in folders]
-    found = json.loads(run(capsys, tmp_path, *flags, "--json", "--approach=1"))
+            logged(tmp_path / "sweep" / f"{width}_{tokens:g}", width, tokens)
+    flags = f"--runs={tmp_path / 'sweep'}", "--json", "--approach=1"
+    found = json.loads(run(capsys, tmp_path, *flags))
     assert found["rows"] == 12
     assert found["alpha"] == pytest.approx(0.3, rel=0.01)
     assert found["beta"] == pytest.approx(0.35, rel=0.01)
@@ -122,4 +120,4 @@ def test_bad_input_is_told_in_a_line(losses, tmp_path):
     refused("no chip 'h1000' is known. Did you mean 'h100'", csv, "--flops=1e20", "--chip=h1000",
             "--mfu=0.4", "--watts=700")  # fmt: skip
     refused("there is no folder", csv, "--picture=/there/is/none.png")
-    refused("there is no .*config.json", f"--runs={tmp_path}")
+    refused("holds no run, nor do the folders in it", f"--runs={tmp_path}")
