@@ -196,6 +196,7 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
                 **{name: x for name, x in values.items() if name.startswith("experts/")},
                 **{f"train/{name}": x for name, x in values.items() if name.endswith("_loss")},
                 **throughput(step),
+                "time": time.time(),  # with the starts in environment.json, what a run lost
                 "hosts/peak_gib": peak_gib(),
                 **of_hosts,
             }

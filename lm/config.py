@@ -438,7 +438,8 @@ FREE = (
     *("train.num_steps", "train.max_skipped_steps", "train.deterministic"),
     *("train.spike_threshold", "train.spike_window", "train.spike_skip"),
     *("data.path", "data.validation_path", "data.prefetch", "data.cache"),
-    *("model.scan_layers", "model.remat", "model.offload", "objective.logits_chunk"),
+    *("model.scan_layers", "model.remat", "model.offload", "model.feedforward_pieces"),
+    "objective.logits_chunk",
     *("optim.shard_moments", "optim.offload_moments"),
 )
 

@@ -228,6 +228,19 @@ def in_columns(tree, size):
     return chunks, jax.tree.map(lambda x: of_all(x, end, total // shards)[0], tree)
 
 
+def piece(w, dim, index, count):
+    """The index-th of `count` equal pieces of a dim, of each device its own part's."""
+
+    def cut(w, index):
+        size = w.shape[dim] // count
+        return jax.lax.dynamic_slice_in_dim(w, index * size, size, dim)
+
+    if current_mesh() is None:
+        return cut(w, index)
+    spec = jax.typeof(w).sharding.spec
+    return jax.shard_map(cut, in_specs=(spec, P()), out_specs=spec, check_vma=False)(w, index)
+
+
 def local(function, in_names, out_names):
     """`function` run by every device on its own part, so that its body is plain JAX and names no
     axis.

@@ -20,7 +20,7 @@ def draw_curve(metrics_rows, path, title=""):
     from matplotlib.figure import Figure
 
     names = ("train/loss", "eval/loss", "train/lr", "train/grad_norm")
-    training, validation, rate, norm = (_series(metrics_rows, name) for name in names)
+    training, validation, rate, norm = (series(metrics_rows, name) for name in names)
     require(training or validation, f"no finite loss was logged: there is no {path} to draw.")
     heights = (3, 1) if rate or norm else (3,)
     figure = Figure(figsize=(8, 1.2 + sum(heights)), layout="constrained")
@@ -39,7 +39,7 @@ def draw_curve(metrics_rows, path, title=""):
     write(as_path(path), picture.getvalue())
 
 
-def _series(rows, name):
+def series(rows, name):
     """(steps, values) of the rows that have it, NaN where it was not finite; None if all were."""
     rows = [row for row in rows if name in row]
     steps = np.array([row["step"] for row in rows])
@@ -55,7 +55,7 @@ def _draw_losses(panel, training, validation):
         else:
             panel.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8)
             panel.plot(steps, smooth(losses), color=BLUE, linewidth=1.8, label="training, smoothed")
-            panel.set_ylim(_limits(losses, validation))
+            panel.set_ylim(limits(losses, validation))
     if validation:
         steps, losses = validation
         panel.plot(steps, losses, "o-", color=VERMILLION, markersize=5, label="validation")
@@ -67,7 +67,7 @@ def _draw_losses(panel, training, validation):
     panel.legend(frameon=False, loc="upper right")
 
 
-def _limits(losses, validation):
+def limits(losses, validation):
     """Of the loss's scale: the first 2 % of a run, its plunge, may leave the top."""
     seen = [smooth(losses)[len(losses) // 50 :], *([validation[1]] if validation else [])]
     seen = np.concatenate(seen)

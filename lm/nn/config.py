@@ -32,7 +32,7 @@ TENSORS = ("layer_input", "query", "key", "value", "attention", "gate", "up")
 NUMBERS = {
     "1 or more": "vocab_size d_model num_layers num_heads num_kv_heads head_width d_ff "
     "max_positions rope_width value_width expert_d_ff experts_every router_groups "
-    "router_groups_kept position_max_distance",
+    "router_groups_kept position_max_distance feedforward_pieces",
     "4 or more": "position_buckets",
     "0 or more": "window kv_latent query_latent num_experts dense_layers num_encoder_layers "
     "position_offset token_types start_token shared_expert_d_ff expert_capacity "
@@ -180,6 +180,7 @@ class TransformerConfig:
     scan_layers: bool
     remat: str
     offload: str
+    feedforward_pieces: int
 
     def __post_init__(self):
         require_ranges("model", self, NUMBERS)

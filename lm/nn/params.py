@@ -43,11 +43,11 @@ def weight(variable, dtype):
     return gathered(variable[...].astype(dtype))
 
 
-def biased(y, variable):
+def biased(y, bias):
     """y plus a bias, added in the bias's precision, in which its gradient, a sum over all tokens,
     is then summed too: in bfloat16 it would stop growing.
     """
-    return (y + variable[...]).astype(y.dtype)
+    return (y + bias[...]).astype(y.dtype)
 
 
 def descriptions(module):

@@ -123,6 +123,7 @@ FACTORS = {
     "scan": _values("model.scan_layers", True, False),
     "remat": {
         **_values("model.remat", "none", "dots", "full", "query,key,gate"),
+        "in pieces": {"model.remat": "full", "model.feedforward_pieces": 3},
         "offloaded": {"model.remat": "value,up", "model.offload": "layer_input,attention"},
     },
     "moments": {

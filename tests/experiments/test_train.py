@@ -20,7 +20,7 @@ from lm.track.metrics import read_metrics
 
 LOGGED = {
     *("step", "train/loss", "train/grad_norm", "train/lr", "train/skipped_steps"),
-    *("train/tokens_per_second", "data/fingerprint", "hosts/peak_gib"),
+    *("train/tokens_per_second", "data/fingerprint", "time", "hosts/peak_gib"),
 }
 SAVED = {"save/blocked_seconds", "save/seconds"}
 EVALUATED = {"eval/loss", "eval/bits_per_byte"}
