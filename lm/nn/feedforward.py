@@ -68,8 +68,8 @@ class FeedForward(nnx.Module):
                 return y_BTD + part_BTD.astype(wide), None
 
             y_BTD = put(jnp.zeros(x_BTD.shape, wide), "residual")
-            more = jax.checkpoint(more, prevent_cse=False)
-            y_BTD = jax.lax.scan(more, y_BTD, jnp.arange(pieces))[0].astype(x_BTD.dtype)
+            again = jax.checkpoint(more, prevent_cse=False)
+            y_BTD = jax.lax.scan(again, y_BTD, jnp.arange(pieces))[0].astype(x_BTD.dtype)
         return biased(y_BTD, self.down_bias_D) if self.config.feedforward_bias else y_BTD
 
     def _pieces(self, key):

@@ -10,7 +10,7 @@ import pytest
 
 import lm.mesh
 import lm.nn.attention
-import lm.nn.params
+import lm.nn.matmul
 import lm.train.step
 from lm.nn.attention import Visible
 from tests.composition import matrix
@@ -49,7 +49,7 @@ doubled_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (2 * gradient,)
 
 def gradients_summed_once_too_often(monkeypatch):
     gathered = lm.mesh.gathered
-    monkeypatch.setattr(lm.nn.params, "gathered", lambda w: doubled_gradient(gathered(w)))
+    monkeypatch.setattr(lm.nn.matmul, "gathered", lambda w: doubled_gradient(gathered(w)))
 
 
 def attention_across_documents(monkeypatch):
