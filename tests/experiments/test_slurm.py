@@ -170,9 +170,10 @@ def test_a_job_of_two_tasks_resumes_to_the_bit(slurm, tiny, tmp_path, exact):
 
 def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm, tiny, tmp_path):
     keys = {"train.num_steps": 10**6, "checkpoint.every_steps": 0}
-    limit = ("--slurm=time=1", "--slurm=signal_delay_s=30", "--processes=2")
+    # The signal may come a minute before its time, and must not come before the first step.
+    limit = ("--slurm=time=3", "--slurm=signal_delay_s=30", "--processes=2")
     job = launch("launch", tmp_path / "a", tiny, keys, *limit).split()[2].rstrip(";")
-    until(lambda: restarts(job) == 1, 180)
+    until(lambda: restarts(job) == 1, 300)
     begin(job, "TimeLimit=10")  # else it may come to its end again before it has compiled
     (saved,) = (tmp_path / "a" / "checkpoints").iterdir()
     until(lambda: steps(tmp_path / "a") > int(saved.name), 120)
