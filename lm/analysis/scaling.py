@@ -161,7 +161,7 @@ def objective(law, p, runs):
     return huber.sum() / DELTA**2, slopes @ slope / DELTA**2
 
 
-def fit(law, runs, starts=None, best=50):
+def fit(law, runs, starts=None, best=20):
     """(the law's parameters with the lowest objective, that objective as papers give it).
 
     By L-BFGS from the `best` of the grid of starts, of which half lead to the same minimum; or from

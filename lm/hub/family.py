@@ -58,7 +58,7 @@ FREE: dict[str, Any] = {
     **dict.fromkeys(("activation_dropout", "final_dropout", "router_jitter"), 0.0),
 }
 FREE |= {"initializer": "normal", "initializer_std": 0.02, "scaled_residual_init": False}
-FREE |= {"scan_layers": True, "remat": "none", "offload": ""}
+FREE |= {"scan_layers": True, "remat": "none", "offload": "", "feedforward_pieces": 1}
 # What transformers asks of families without a width of heads.
 DIVIDE = "num_heads={num_heads} must divide d_model={d_model}"
 HEADS_DIVIDE = {DIVIDE: lambda config: config.d_model % config.num_heads == 0}

@@ -61,10 +61,12 @@ def without_devices():
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def chip(kind):
-    """The lm.chips.Device of a kind in TPUS or GPUS. Raises UserError for another."""
-    kinds = *TPUS, *GPUS
-    require(kind in kinds, f"no chip {kind!r} is known.{did_you_mean(kind, kinds)}")
+def chip(kind, given=None):
+    """The lm.chips.Device of a kind in TPUS or GPUS. Raises UserError for another, and says what
+    was given: --chip=kind, if nothing else is.
+    """
+    kinds, given = (*TPUS, *GPUS), given or f"--chip={kind}"
+    require(kind in kinds, f"{given}: no chip {kind!r} is known.{did_you_mean(kind, kinds)}")
     return DEVICES[f"TPU {kind}" if kind in TPUS else GPUS[kind].kind]
 
 
@@ -74,7 +76,7 @@ def topology_devices(name):
     Raises UserError for what is no topology, or if the compiler for it is not installed.
     """
     kind, _, sizes = name.partition(":")
-    chip(kind)
+    chip(kind, f"--topology={name}")
     dims = TPUS.get(kind, 2)
     require(
         re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) and sizes.count("x") == dims - 1,
