@@ -179,6 +179,8 @@ def text(report):
         note = {"a": "   N ~ C^a", "b": "   D ~ C^b"}.get(name, "")
         lines.append(f"  {name:6}{report[name]:12.5g}   {low:.5g} to {high:.5g}{note}")
     lines.append(f"  objective {report['objective']:.7f}")
+    if report["E"] < 1e-3:
+        lines.append("  E is not identified: these losses fall as if to 0; larger runs tell it")
     told = {"approach_1": "lowest of curves", "approach_2": "profiles of equal FLOPs"}
     for name, words in told.items():
         if name in report:
