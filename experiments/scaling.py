@@ -66,6 +66,8 @@ def scaling(argv):
     last = last.without_highest(arguments.drop_highest_loss)
     laws.check_identified(last)
     p, value = laws.fit(laws.chinchilla_law, last)
+    told = "loss does not fall with both params and tokens in these rows, so that there is no law; "
+    require(laws.is_law(p), told + "look for wrong rows, or add runs of other sizes.")
     law = laws.chinchilla(p, value)
     groups = laws.profiles(last)
     powers, missing = approaches(curves, groups, laws)

@@ -222,6 +222,11 @@ def chinchilla(p, value):
     return {name: float(x) for name, x in named.items()} | {"objective": value}
 
 
+def is_law(p):
+    """Whether loss falls with both params and tokens, by numbers that can be written down."""
+    return bool(np.isfinite(p).all() and (p[:3] < 700).all() and (p[3:] > 1e-3).all())
+
+
 def kaplan(p, value):
     """What is reported of kaplan_law's parameters."""
     named = {"N_c": np.exp(p[0]), "D_c": np.exp(p[1]), "alpha_N": p[2], "alpha_D": p[3]}
@@ -242,12 +247,16 @@ def optimum(law, flops):
 
 def bootstrap(runs, p, count, seed=0, flops=()):
     """{name: [2.5 %, 97.5 %]} of what `chinchilla` reports, over `count` resamplings of the rows,
-    each fitted from the fit of all rows; and at each of flops the optimum's, as "params at 1e+21".
+    each fitted from the fit of all rows, but for those whose fit is no law; and at each of flops
+    the optimum's, as "params at 1e+21".
     """
     rng, found = np.random.default_rng(seed), []
     for _ in range(count):
         sample = runs[rng.integers(0, len(runs), len(runs))]
-        law = chinchilla(*fit(chinchilla_law, sample, [p]))
+        fitted = fit(chinchilla_law, sample, [p])
+        if not is_law(fitted[0]):
+            continue
+        law = chinchilla(*fitted)
         for budget in flops:
             best = optimum(law, budget)
             law |= {f"{name} at {budget:g}": best[name] for name in best}

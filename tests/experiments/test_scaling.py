@@ -109,6 +109,10 @@ def test_bad_input_is_told_in_a_line(losses, tmp_path):
         refused(
             rf"wrong.csv, line 2: tokens='{value}' must be a finite number", of_wrong, content=bad
         )
+    rising = [row.split(",") for row in text.splitlines()[1:]]
+    rising = "".join(f"{n},{d},{2 + (float(n) * float(d)) ** 0.1},x\n" for n, d, *_ in rising)
+    rising = "params,tokens,loss,note\n" + rising
+    refused("loss does not fall with both params and tokens", of_wrong, content=rising)
     refused("4 rows are too few", of_wrong, content="\n".join(text.splitlines()[:5]))
     refused("give --csv=FILE or --curves=FILE, or else --runs=FOLDER")
     refused("has no column run", f"--curves={losses}")
