@@ -104,7 +104,7 @@ def _extra(source, module, extra):
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{source.name} needs {module}: pip install 'lm[{extra}]'.") from None
+        raise UserError(f"{source.name} needs {module}: pip install -e '.[{extra}]'.") from None
 
 
 @dataclass(frozen=True)

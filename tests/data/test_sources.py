@@ -253,5 +253,5 @@ def test_missing_extras_are_named(tmp_path, monkeypatch):
     for name, module in (("a.parquet", "pyarrow"), ("a.txt.zst", "zstandard")):
         (tmp_path / name).write_bytes(b"x")
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(UserError, match=rf"needs {module}: pip install 'lm\["):
+        with pytest.raises(UserError, match=rf"needs {module}: pip install -e '\.\["):
             texts(read(tmp_path / name).documents())
