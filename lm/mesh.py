@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from lm.axes import AXES, check_sizes, divided_sizes
 
 BATCH = ("data", "fsdp")
+TILE = 128  # columns that TPUs keep together: fewer are padded
 
 # The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`,
 # below).
@@ -197,9 +199,32 @@ def gathered(w):
     return _put(w, P(*(None if axis == "fsdp" else axis for axis in spec)))
 
 
+def laid_out(x):
+    """x (..., rows, columns), and its gradient, with neighbours in memory as in a parameter at
+    rest. Compilers for TPUs else choose by what is next to an operation, and keep a second copy of
+    a stack of weights or of layers' inputs, turned round, or one half of whose tiles is padding.
+    """
+    if current_mesh() is None:
+        return x
+
+    def on_tpu(x):
+        order = list(range(x.ndim))
+        if x.shape[-1] % TILE and not x.shape[-2] % TILE:
+            order[-2:] = order[-1], order[-2]
+        return with_layout_constraint(x, Layout(tuple(order)))
+
+    def of_device(x):
+        return jax.lax.platform_dependent(x, tpu=on_tpu, default=lambda x: x)
+
+    # On each device's part: a constraint on the whole array would have it gathered.
+    spec = jax.typeof(x).sharding.spec
+    return jax.shard_map(of_device, in_specs=spec, out_specs=spec)(x)
+
+
 def in_columns(tree, size):
-    """(chunks, rest) of a pytree of arrays (..., V): chunks has `size` columns of each in every
-    step of a loop over its first dim, rest what is left, or None.
+    """(chunks, rest) of a pytree of arrays (..., V): chunks has up to `size` columns of each in
+    every step of a loop over its first dim, rest what is left, or None. There is none where V is a
+    multiple of anything from size / 2 to size.
 
     Where V is divided over tensor, every device has its own part of each chunk.
     """
@@ -207,6 +232,7 @@ def in_columns(tree, size):
     shards = mesh.shape["tensor"] if mesh else 1
     (total,) = {x.shape[-1] for x in jax.tree.leaves(tree)}
     size = max(1, size // shards)
+    size = next((n for n in range(size, size // 2, -1) if total // shards % n == 0), size)
     count = total // shards // size
 
     def reshaped(x, lead, *last):

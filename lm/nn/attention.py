@@ -142,7 +142,7 @@ def plain(
     return out_BTKGH.reshape(B, T, N, -1)
 
 
-QUERIES = 256  # of a chunk
+QUERIES = 128  # of a chunk
 
 
 @backend("chunked")

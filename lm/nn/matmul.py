@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lm.mesh import current_mesh, gathered, placed
+from lm.mesh import current_mesh, gathered, laid_out, placed
 
 
 def matmul(x, w, name, contract=1):
@@ -23,7 +23,7 @@ def matmul(x, w, name, contract=1):
     w = w.reshape(inner, math.prod(out)).astype(x.dtype)
     if current_mesh() is None:
         return (x.reshape(math.prod(lead), inner) @ w).reshape(*lead, *out)
-    place = placed(name, x.shape)
+    place, w = placed(name, x.shape), laid_out(w)
     y = _product(x.reshape(*lead, inner), gathered(w), P(*place[: len(lead) + 1]))
     return y.reshape(*lead, *out, out_sharding=place)
 
@@ -45,7 +45,7 @@ def _backward(place, saved, dy):
     lead = tuple(range(x.ndim - 1))
     dx = jnp.tensordot(dy, w, ((-1,), (1,)), out_sharding=jax.typeof(x).sharding.spec)
     dw = jnp.tensordot(x, dy, (lead, lead), out_sharding=jax.typeof(w).sharding.spec)
-    return dx, dw
+    return dx, laid_out(dw)
 
 
 _product.defvjp(_forward, _backward)

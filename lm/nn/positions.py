@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.mesh import ACTIVATIONS, current_mesh, local, put
+from lm.mesh import ACTIVATIONS, current_mesh, laid_out, local, put
 from lm.nn.params import matrix_init, param, weight
 
 
@@ -38,7 +38,7 @@ def looked_up(table, index_BT, dtype=None, shared=False):
     if current_mesh() is None or shared:
         return weight(table, table_VD.dtype)[index_BT].astype(dtype)
     index_BT = put(index_BT, "fsdp_tokens")
-    columns_BTD = table_VD.at[index_BT].get(out_sharding=ACTIVATIONS["columns"])
+    columns_BTD = laid_out(table_VD).at[index_BT].get(out_sharding=ACTIVATIONS["columns"])
     return put(columns_BTD.astype(dtype), "residual")
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.errors import require
-from lm.mesh import current_mesh, put
+from lm.mesh import current_mesh, laid_out, put
 from lm.nn.attention import CrossAttention
 from lm.nn.cache import begin, kind
 from lm.nn.config import names
@@ -192,7 +192,7 @@ class Layers(nnx.Module):
                 # rounds all layers' weights before the loop and keeps them, half as large again.
                 one = 1 + 0.0 * number
                 params = jax.tree.map(lambda w: w * one.astype(w.dtype), params)
-            x_BTD = checkpoint_name(x_BTD, "layer_input")
+            x_BTD = checkpoint_name(laid_out(x_BTD), "layer_input")
             block, here = nnx.merge(graph, params), None if cache is None else cache[name]
             x_BTD, here, routed = block(x_BTD, context, here, layer_key, cross)
             return (x_BTD, None if cache is None else {**cache, name: here}), routed

@@ -8,7 +8,7 @@ import pytest
 from lm.data.loader import Batches, place
 from lm.data.store import open_data
 from lm.errors import RunError
-from lm.mesh import make_mesh, sharding
+from lm.mesh import laid_out, make_mesh, sharding, use_mesh
 from lm.objectives.builder import make_examples
 from lm.plan.compile import (
     _exhausted,
@@ -94,6 +94,19 @@ def test_what_is_largest_is_said(said, needs):
     assert f"needs {needs} of a device's memory; the largest are activations logits" in line
     assert f"logits {4 * 64 * 4096 * 4 / 2**30:.3g} GiB, moments " in line
     assert "model.remat=full" in line and "\n" not in line
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("columns", "layout"), [(64, "{0,1"), (256, "{1,0")])
+def test_on_tpus_less_than_a_tile_is_never_the_last(columns, layout):
+    mesh = make_mesh(data=1, fsdp=4, devices=topology_devices("v5e:2x2"))
+    place = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    w = jax.ShapeDtypeStruct((128, 4 * columns), "float32", sharding=place)
+    with use_mesh(mesh):
+        text = jax.jit(lambda w: laid_out(w + 1).sum()).lower(w).compile().as_text()
+    assert f"f32[128,{columns}]{layout}" in text
+    other = "{1,0" if layout == "{0,1" else "{0,1"
+    assert f"f32[128,{columns}]{other}" not in text
 
 
 @pytest.mark.parity
