@@ -8,16 +8,7 @@ import math
 import typing
 from typing import Annotated
 
-from lm.errors import (
-    SET,
-    UserError,
-    did_you_mean,
-    require,
-    require_all,
-    require_in,
-    require_ranges,
-    require_together,
-)
+from lm.errors import SET, Section, UserError, did_you_mean, require, require_in, require_together
 from lm.nn.config import TransformerConfig
 
 # What is predicted, and what a batch is like: the next token; tokens of the text itself; a target
@@ -55,29 +46,6 @@ NEEDS = (
 )
 
 
-def of_family(family):
-    """The kinds of objectives whose batches are alike."""
-    return [name for name, its in KINDS.items() if its == family]
-
-
-class Section:
-    """A section of keys. An annotation is a range of lm.errors.RANGES, or a tuple of options."""
-
-    def __post_init__(self):
-        name = type(self).__name__.removesuffix("Config").lower()
-        for key, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            for rule in getattr(hint, "__metadata__", ()):
-                if isinstance(rule, str):
-                    require_ranges(name, self, {rule: key})
-                else:
-                    require_in(f"{name}.{key}", getattr(self, key), rule)
-        require_all(self.rules())
-
-    def rules(self):
-        """{what a user is told: whether it holds}, beyond single keys."""
-        return {}
-
-
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(Section):
     kind: str
@@ -101,20 +69,18 @@ class ObjectiveConfig(Section):
     router_z_loss: Annotated[float, "0 (off) or more"]
     mtp_loss: Annotated[float, "0 (off) or more"]
 
-    def rules(self):
+    def check(self):
         for name in self.kinds():
             require_in("a name in objective.kind", name, KINDS)
         for name in self.noises():
             require_in("a name in objective.noise", name, NOISES)
-        mixed = "; ".join(", ".join(of_family(family)) for family in FAMILIES)
-        return {
-            f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix those "
-            f"of one line: {mixed}.": len({KINDS[name] for name in self.kinds()}) == 1,
-            f"objective.mask_token_share={self.mask_token_share} and random_token_share="
-            f"{self.random_token_share} must be 1 or less together.": (
-                self.mask_token_share + self.random_token_share <= 1
-            ),
-        }
+        alike = [", ".join(name for name in KINDS if KINDS[name] == family) for family in FAMILIES]
+        told = f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix"
+        families = {KINDS[name] for name in self.kinds()}
+        require(len(families) == 1, f"{told} those of one line: {'; '.join(alike)}.")
+        masked, other = self.mask_token_share, self.random_token_share
+        told = f"objective.mask_token_share={masked} and random_token_share={other} must be 1"
+        require(masked + other <= 1, f"{told} or less together.")
 
     def kinds(self):
         """{name: its part of the mixture}, as it stands in `kind`; alone it is 1."""
@@ -125,11 +91,9 @@ class ObjectiveConfig(Section):
                 shares[name.strip()] = float(share or 1)
             except ValueError:
                 shares[name.strip()] = 0.0
-        require(
-            len(shares) == len(parts) and all(0 < share < math.inf for share in shares.values()),
-            f"objective.kind={self.kind!r} must be a name, or different names with numbers, as in "
-            "'span_corruption=3,prefix=1'.",
-        )
+        told = f"objective.kind={self.kind!r} must be a name, or different names with numbers, as"
+        fits = len(shares) == len(parts) and all(0 < share < math.inf for share in shares.values())
+        require(fits, f"{told} in 'span_corruption=3,prefix=1'.")
         return shares
 
     @property
@@ -165,13 +129,10 @@ class DataConfig(Section):
     prefetch: Annotated[int, "1 or more"]
     cache: str
 
-    def rules(self):
-        return {
-            f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, "
-            "or data.validation_path must name what to evaluate on.": (
-                0 < self.validation_fraction < 1 or self.validation_path
-            )
-        }
+    def check(self):
+        told = f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, or"
+        told += " data.validation_path must name what to evaluate on."
+        require(0 < self.validation_fraction < 1 or self.validation_path, told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,13 +163,10 @@ class OptimConfig(Section):
     clip_norm: Annotated[float, "0 or more"]
     router_bias_step: Annotated[float, "0 or more"]
 
-    def rules(self):
-        return {
-            f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
-            f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger.": (
-                self.schedule in ENDLESS or self.warmup_steps < self.decay_steps
-            )
-        }
+    def check(self):
+        told = f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
+        told += f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger."
+        require(self.schedule in ENDLESS or self.warmup_steps < self.decay_steps, told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,13 +189,10 @@ class MetricsConfig(Section):
     tensorboard: bool
     wandb_project: str
 
-    def rules(self):
-        return {
-            f"metrics.profile_start={self.profile_start} must be 0 or more and not after "
-            f"metrics.profile_stop={self.profile_stop}.": (
-                0 <= self.profile_start <= self.profile_stop
-            )
-        }
+    def check(self):
+        told = f"metrics.profile_start={self.profile_start} must be 0 or more and not after"
+        told += f" metrics.profile_stop={self.profile_stop}."
+        require(0 <= self.profile_start <= self.profile_stop, told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,16 +231,12 @@ class Config:
     cluster: ClusterConfig
 
     def __post_init__(self):
-        objective, model = self.objective, self.model
-        stacks = FAMILIES[objective.family]
-        fitting = ", ".join(name for name, its in KINDS.items() if model.stack in FAMILIES[its])
-        require(
-            model.stack in stacks,
-            f"objective.kind={objective.kind!r} is not for model.stack={model.stack!r}; for that "
-            f"there are {fitting}.",
-        )
+        kind, stack = self.objective.kind, self.model.stack
+        fitting = ", ".join(name for name, its in KINDS.items() if stack in FAMILIES[its])
+        told = f"objective.kind={kind!r} is not for model.stack={stack!r}; for that there are"
+        require(stack in FAMILIES[self.objective.family], f"{told} {fitting}.")
         require_together(flatten(dataclasses.asdict(self)), [*NEEDS, *self._needs_of_objective()])
-        require_all(self._rules())
+        self._check_together()
 
     def _needs_of_objective(self):
         """Rows as NEEDS of what this objective asks for."""
@@ -303,32 +254,32 @@ class Config:
         else:
             yield "objective.kind", SET, "model.head", ("linear", "transform")
 
-    def _rules(self):
-        """{what a user is told: whether it holds}"""
+    def _check_together(self):
         objective, model, data = self.objective, self.model, self.data
-        parts, length = self.train.accumulation_steps, data.sequence_length
+        size, parts = data.batch_size, self.train.accumulation_steps
+        told = f"data.batch_size={size} does not divide into train.accumulation_steps={parts}"
+        nearest = max(1, round(size / parts)) * parts
+        require(size % parts == 0, f"{told} parts; the nearest that does is {nearest}.")
+        told = f"data.sequence_length={data.sequence_length} or target_length={data.target_length}"
+        told += (
+            f" is longer than the position table, model.max_positions={model.max_positions} less"
+        )
+        told += (
+            f" position_offset={model.position_offset}; make the one shorter or the other longer."
+        )
+        require(max(data.sequence_length, data.target_length) <= model.num_positions, told)
         pairs = objective.family == "same" and model.token_types >= 2
+        told = "objective.next_sentence needs objective.kind='masked' and model.token_types=2."
+        require(pairs or not objective.next_sentence, told)
+        told = "objective.kind='contrastive' tells a text from others by two passes with different"
+        told += " dropout; set model.residual_dropout=0.1."
+        require(objective.family != "text" or model.has_dropout, told)
         contiguous = data.order == "contiguous" and data.separate_documents
-        return {
-            f"data.batch_size={data.batch_size} does not divide into train.accumulation_steps="
-            f"{parts} parts; the nearest that does is "
-            f"{max(1, round(data.batch_size / parts)) * parts}.": data.batch_size % parts == 0,
-            f"data.sequence_length={length} or target_length={data.target_length} is longer than "
-            f"the position table, model.max_positions={model.max_positions} less "
-            f"position_offset={model.position_offset}; make the one shorter or the other larger.": (
-                max(length, data.target_length) <= model.num_positions
-            ),
-            "objective.next_sentence needs objective.kind='masked' and model.token_types=2.": (
-                pairs or not objective.next_sentence
-            ),
-            "objective.kind='contrastive' tells a text from others by two passes with different "
-            "dropout; set model.residual_dropout=0.1.": (
-                objective.family != "text" or model.has_dropout
-            ),
-            "data.order='contiguous' counts positions through whole documents, which a table of "
-            "learned positions ends before; set data.separate_documents=False or another "
-            "position.": not (contiguous and model.position == "learned"),
-        }
+        told = (
+            "data.order='contiguous' counts positions through whole documents, which a table ends"
+        )
+        told += " before; set data.separate_documents=False or another model.position."
+        require(not (contiguous and model.position == "learned"), told)
 
 
 # Keys that may be None in a preset: `resolve` derives them from others.

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+import typing
 
 
 class UserError(ValueError):
@@ -50,13 +51,24 @@ RANGES = {
 SET = object()  # any value but 0, False and ""
 
 
-def require_ranges(section, config, ranges):
-    """Refuse what is outside its range. ranges: {range: keys of the section, between spaces}."""
-    for told, keys in ranges.items():
-        for key in keys.split():
-            value = getattr(config, key)
-            holds = RANGES[told](value)
-            require(holds, f"{section}.{key}={value} is not possible; it must be {told}.")
+class Section:
+    """A dataclass of keys. An annotation is a range of RANGES, or a tuple of options."""
+
+    section = property(lambda self: type(self).__name__.removesuffix("Config").lower())
+
+    def __post_init__(self):
+        for key, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            name, value = f"{self.section}.{key}", getattr(self, key)
+            for rule in getattr(hint, "__metadata__", ()):
+                if not isinstance(rule, str):
+                    require_in(name, value, rule)
+                else:
+                    holds = RANGES[rule](value)
+                    require(holds, f"{name}={value} is not possible; it must be {rule}.")
+        self.check()
+
+    def check(self):
+        """Refuse what is wrong beyond single keys."""
 
 
 def require_together(values, needs, section=""):
@@ -77,12 +89,6 @@ def require_together(values, needs, section=""):
                 f"{section}{key}={values[key]!r} needs {section}{other}{told}, and "
                 f"{section}{other}={values[other]!r}; change one of the two.",
             )
-
-
-def require_all(rules):
-    """Refuse the first thing that does not hold. rules: {message: whether it holds}."""
-    for message, holds in rules.items():
-        require(holds, message)
 
 
 def require_path(key, value):
