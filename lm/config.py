@@ -261,13 +261,11 @@ class Config:
         nearest = max(1, round(size / parts)) * parts
         require(size % parts == 0, f"{told} parts; the nearest that does is {nearest}.")
         told = f"data.sequence_length={data.sequence_length} or target_length={data.target_length}"
-        told += (
-            f" is longer than the position table, model.max_positions={model.max_positions} less"
+        told += f" is longer than the position table, model.max_positions={model.max_positions}"
+        told += f" less position_offset={model.position_offset}; make the one shorter or the other"
+        require(
+            max(data.sequence_length, data.target_length) <= model.num_positions, f"{told} longer."
         )
-        told += (
-            f" position_offset={model.position_offset}; make the one shorter or the other longer."
-        )
-        require(max(data.sequence_length, data.target_length) <= model.num_positions, told)
         pairs = objective.family == "same" and model.token_types >= 2
         told = "objective.next_sentence needs objective.kind='masked' and model.token_types=2."
         require(pairs or not objective.next_sentence, told)
@@ -275,10 +273,8 @@ class Config:
         told += " dropout; set model.residual_dropout=0.1."
         require(objective.family != "text" or model.has_dropout, told)
         contiguous = data.order == "contiguous" and data.separate_documents
-        told = (
-            "data.order='contiguous' counts positions through whole documents, which a table ends"
-        )
-        told += " before; set data.separate_documents=False or another model.position."
+        told = "data.order='contiguous' counts positions through whole documents, which a table"
+        told += " ends before; set data.separate_documents=False or another model.position."
         require(not (contiguous and model.position == "learned"), told)
 
 

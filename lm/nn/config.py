@@ -162,9 +162,7 @@ class TransformerConfig(Section):
             require_in("a name in model.attention_pattern", name, ("full", "local"))
         require_together(vars(self), NEEDS, "model.")
         told = f"model.offload={self.offload!r} with model.remat={self.remat!r}: what is offloaded"
-        told += (
-            " is kept and not recomputed; set model.remat=full, or the names of what stays here."
-        )
+        told += " is kept, not recomputed; set model.remat=full, or the names of what stays here."
         require(not self.offload or self.remat == "full" or self.remat not in REMATS, told)
         self._check_attention()
         self._check_positions()
