@@ -27,13 +27,14 @@ from experiments.convert import convert
 from experiments.generate import generate
 from experiments.inspect import inspect
 from lm import paths
-from lm.checkpoint import MANIFEST, Checkpoints, read
+from lm.checkpoint import MANIFEST, Checkpoints
 from lm.config import CheckpointConfig
 from lm.data import cache
 from lm.data.sources import read_corpus
 from lm.errors import UserError
 from lm.track import metrics
 from lm.track.metrics import MetricsWriter, read_metrics
+from tests.checkpoints import read
 
 KEYS = {"AWS_ACCESS_KEY_ID": "us", "AWS_SECRET_ACCESS_KEY": "secret"}
 
