@@ -25,11 +25,9 @@ def divided_sizes(sizes, num_devices=None, supposed=False, num_slices=None):
     slices = math.prod(over.values())
     within = {axis: sizes.get(axis, 1) for axis in AXES}
     if num_devices is not None:
-        require(
-            num_devices % slices == 0,
-            f"{_written(sizes)} needs {slices} slices of as many devices each, into which "
-            f"{num_devices} do not divide; make mesh.dcn_data=1.",
-        )
+        told = f"{_written(sizes)} needs {slices} slices of as many devices each, into which"
+        told += f" {num_devices} do not divide; make mesh.dcn_data=1."
+        require(num_devices % slices == 0, told)
         num_devices //= slices
     within = _filled(within, num_devices, supposed, " in each slice" if slices > 1 else "")
     return within, {axis: over[f"dcn_{axis}"] for axis in AXES}
@@ -45,15 +43,11 @@ def _filled(sizes, count, supposed=False, where=""):
     where: of these devices, for whoever reads what is refused.
     """
     open_axes = [axis for axis, size in sizes.items() if size == -1]
-    require(
-        len(open_axes) <= 1,
-        f"{_written(sizes)}: only one axis can take what is left (-1); give the others a size.",
-    )
+    told = f"{_written(sizes)}: only one axis can take what is left (-1); give the others a size."
+    require(len(open_axes) <= 1, told)
     for axis, size in sizes.items():
-        require(
-            size == -1 or size >= 1,
-            f"mesh.{axis}={size} must be 1 or more, or -1 for what is left.",
-        )
+        told = f"mesh.{axis}={size} must be 1 or more, or -1 for what is left."
+        require(size == -1 or size >= 1, told)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     count = fixed if count is None else count
     if count % fixed or (fixed != count and not open_axes):

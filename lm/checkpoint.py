@@ -39,6 +39,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 
 from lm.errors import RunError, require
+from lm.nn.params import named, nested
 from lm.paths import as_path, explained, files_below, is_url, remove, write
 
 MANIFEST = "manifest.json"
@@ -97,14 +98,14 @@ class Checkpoints:
         began = time.perf_counter()
         if _of_first_process(step in self.steps() and step not in self._damaged):
             return
-        arrays = _named(state)
+        arrays = named(state)
         entries = {n: {"shape": [*x.shape], "dtype": str(x.dtype)} for n, x in arrays.items()}
         checksums = _checksums(arrays)
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         with self._writing(step):
             if step in self._damaged:
                 self._delete(step)
-            request = _orbax().args.PyTreeSave(_nested(arrays))
+            request = _orbax().args.PyTreeSave(nested(arrays))
             self._saver.save(self._partial(step) / "state", args=request)
         commit = self._background.submit(self._commit, step, entries, checksums, metrics, began)
         self._pending = step, commit
@@ -138,7 +139,7 @@ class Checkpoints:
         Raises RunError if there are checkpoints but no good one, UserError if a good one holds
         other arrays than the template.
         """
-        targets = _named(jax.tree.map(_target, template))
+        targets = named(jax.tree.map(_target, template))
         self.wait()
         steps = self.steps()
         if step is not None:
@@ -318,10 +319,10 @@ def _read(path, targets):
         name: ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape)
         for name, target in targets.items()
     }
-    request = ocp.args.PyTreeRestore(_nested(targets), _nested(args), partial_restore=True)
+    request = ocp.args.PyTreeRestore(nested(targets), nested(args), partial_restore=True)
     try:
         handler = ocp.PyTreeCheckpointHandler()
-        return _named(handler.restore(epath.Path(path / "state"), args=request))
+        return named(handler.restore(epath.Path(path / "state"), args=request))
     except Exception as error:
         # Metadata that cannot be parsed is a ValueError; parts that are missing a bare Exception.
         if not isinstance(error, ValueError) and type(error) is not Exception:
@@ -396,28 +397,9 @@ def _check_fit(path, entries, targets, partial):
         if there.get(name) != here.get(name)
     ]
     more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-    require(
-        not differences,
-        f"The checkpoint {path} is of another model, or version of lm: "
-        f"{'; '.join(differences[:4])}{more}. "
-        "Use the config it was trained with, or another workdir.",
-    )
-
-
-def _named(tree):
-    """{"params/embed/table_VD": leaf, ...}: the leaves by their paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nested(leaves):
-    """The nested dict of {"params/embed/table_VD": leaf, ...}."""
-    tree = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
-        node[last] = leaf
-    return tree
+    told = f"The checkpoint {path} is of another model, or version of lm: "
+    told += f"{'; '.join(differences[:4])}{more}. Use the config it was trained with, or another"
+    require(not differences, f"{told} workdir.")
 
 
 def _target(leaf):

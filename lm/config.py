@@ -263,9 +263,8 @@ class Config:
         told = f"data.sequence_length={data.sequence_length} or target_length={data.target_length}"
         told += f" is longer than the position table, model.max_positions={model.max_positions}"
         told += f" less position_offset={model.position_offset}; make the one shorter or the other"
-        require(
-            max(data.sequence_length, data.target_length) <= model.num_positions, f"{told} longer."
-        )
+        longest = max(data.sequence_length, data.target_length)
+        require(longest <= model.num_positions, f"{told} larger.")
         pairs = objective.family == "same" and model.token_types >= 2
         told = "objective.next_sentence needs objective.kind='masked' and model.token_types=2."
         require(pairs or not objective.next_sentence, told)
@@ -293,7 +292,7 @@ def resolve(keys, tokenizer_size=None):
     tokenizer_size: what model.vocab_size is where the config leaves it open.
     Raises UserError for an unknown or missing key, a wrong type or an impossible combination.
     """
-    keys = _typed(Config, keys, "")
+    keys = build(Config, keys, resolved=False)
     model, data, optim, train = (keys[name] for name in ("model", "data", "optim", "train"))
 
     def derive(section, **values):
@@ -322,12 +321,10 @@ def resolve(keys, tokenizer_size=None):
         attention_scale=max(1, model["head_width"]) ** -0.5,
     )
     derive(optim, decay_steps=train["num_steps"])
-    config = _made(Config, keys, "")
-    require(
-        tokenizer_size is None or config.model.vocab_size >= tokenizer_size,
-        f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
-        f"{tokenizer_size}; make it {tokenizer_size} or more, or data.tokenizer_size smaller.",
-    )
+    config = build(Config, keys)
+    size, least = config.model.vocab_size, tokenizer_size or 0
+    told = f"model.vocab_size={size} is smaller than the tokenizer's {least}; make it {least}"
+    require(size >= least, f"{told} or more, or data.tokenizer_size smaller.")
     return config
 
 
@@ -335,21 +332,16 @@ def _head_width(model):
     width, heads = model["d_model"], model["num_heads"]
     if model["head_width"] is not None or width < 1 or heads < 1:
         return 1  # not used, or TransformerConfig refuses the two
-    require(
-        width % heads == 0,
-        f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width that it "
-        f"divides is {max(1, round(width / heads)) * heads}, or set model.head_width.",
-    )
+    told = f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width it"
+    nearest = max(1, round(width / heads)) * heads
+    require(width % heads == 0, f"{told} divides is {nearest}, or set model.head_width.")
     return width // heads
 
 
-def build(cls, keys):
-    """A dataclass from a mapping with the same keys and the right types, nested ones too."""
-    return _made(cls, _typed(cls, keys, ""), "")
-
-
-def _typed(kind, value, path):
-    """The value as `kind`, a dataclass as a dict. An int will do for a float; None if DERIVED."""
+def build(kind, value, path="", resolved=True):
+    """A dataclass from a mapping with the same keys and the right types, nested ones too; a dict if
+    it is not resolved, in which what is DERIVED may be None. An int will do for a float.
+    """
     if dataclasses.is_dataclass(kind):
         require(hasattr(value, "items"), f"{path or 'config'}={value!r} must be a section of keys.")
         fields, prefix = typing.get_type_hints(kind), path and path + "."
@@ -359,22 +351,16 @@ def _typed(kind, value, path):
                 raise UserError(f"{prefix}{key} is not a key of the configuration.{hint}")
         missing = ", ".join(prefix + key for key in fields if key not in value)
         require(not missing, f"the configuration lacks {missing}; configs/base.py has every key.")
-        return {key: _typed(fields[key], value[key], prefix + key) for key in fields}
+        made = {key: build(fields[key], value[key], prefix + key, resolved) for key in fields}
+        return kind(**made) if resolved else made
     if kind is float and type(value) is int:
         return float(value)
-    require(
-        type(value) is kind or (value is None and path in DERIVED),
-        f"{path}={value!r} has the type {type(value).__name__}; it must be {kind.__name__}.",
-    )
+    if value is None and path in DERIVED:
+        require(not resolved, f"{path} has no value; give it one of type {kind.__name__}.")
+        return None
+    told = f"{path}={value!r} has the type {type(value).__name__}; it must be {kind.__name__}."
+    require(type(value) is kind, told)
     return value
-
-
-def _made(kind, value, path):
-    if not dataclasses.is_dataclass(kind):
-        require(value is not None, f"{path} has no value; give it one of type {kind.__name__}.")
-        return value
-    fields, prefix = typing.get_type_hints(kind), path and path + "."
-    return kind(**{key: _made(fields[key], value[key], prefix + key) for key in fields})
 
 
 # What a resumed run may change: where and how it runs, how long, and what it reports; never what it

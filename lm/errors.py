@@ -83,27 +83,22 @@ def require_together(values, needs, section=""):
 
     for keys, when, other, allowed in needs:
         for key in keys.split():
-            told = "" if allowed is SET else f"={' or '.join(map(repr, allowed))}"
-            require(
-                not among(values[key], when) or among(values[other], allowed),
-                f"{section}{key}={values[key]!r} needs {section}{other}{told}, and "
-                f"{section}{other}={values[other]!r}; change one of the two.",
-            )
+            needed = "" if allowed is SET else f"={' or '.join(map(repr, allowed))}"
+            told = f"{section}{key}={values[key]!r} needs {section}{other}{needed}, and"
+            told += f" {section}{other}={values[other]!r}; change one of the two."
+            require(not among(values[key], when) or among(values[other], allowed), told)
 
 
 def require_path(key, value):
     """Refuse a URL where only a file system will do; pathlib would make a folder named "gs:"."""
-    require(
-        not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value),
-        f"{key}={value} is a URL, and this must be in a file system; mount what it names, and give "
-        "the path where it is mounted, or another.",
-    )
+    told = f"{key}={value} is a URL, and this must be in a file system; mount it, and give"
+    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value)
+    require(not is_url, f"{told} the path where it is mounted, or another.")
 
 
 def optional(package, key, extra):
     """A module that is only installed with an extra. Raises UserError: the key needs it."""
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        told = f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
-        raise UserError(told) from error
+    except ImportError:
+        raise UserError(f"{key} needs {package}: pip install -e '.[{extra}]'.") from None

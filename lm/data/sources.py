@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.data.cache import hash_of, published, report
-from lm.errors import UserError, require
+from lm.errors import UserError, optional, require
 from lm.paths import as_path, explained, files_below, is_url
 
 BLOCK = 1 << 18  # bytes read at once
@@ -84,7 +83,7 @@ class Source:
         if self.packing == ".gz":
             new_stream, failure = lambda: zlib.decompressobj(31), zlib.error
         else:
-            library = _extra(self, "zstandard", "zstandard")
+            library = optional("zstandard", self.name, "zstandard")
             new_stream, failure = library.ZstdDecompressor().decompressobj, library.ZstdError
         stream = None
         try:
@@ -98,13 +97,6 @@ class Source:
         except failure:
             whole = False
         require(whole, f"{self.name} is a truncated or damaged {self.packing} file; copy it again.")
-
-
-def _extra(source, module, extra):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{source.name} needs {module}: pip install -e '.[{extra}]'.") from None
 
 
 @dataclass(frozen=True)
@@ -269,8 +261,8 @@ def _text(row, key, where):
 
 
 def _parquet_texts(source, key):
-    pyarrow = _extra(source, "pyarrow", "parquet")
-    parquet = _extra(source, "pyarrow.parquet", "parquet")
+    pyarrow = optional("pyarrow", source.name, "parquet")
+    parquet = optional("pyarrow.parquet", source.name, "parquet")
     try:
         with source.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             names = file.schema_arrow.names

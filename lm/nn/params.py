@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
 
 from lm.mesh import gathered, parameter_spec, use_mesh
@@ -66,7 +67,7 @@ def abstract_parameters(module, mesh=None):
             NamedSharding(mesh, parameter_spec(variable.dims, value.shape, mesh)) if mesh else None
         )
         shapes[path] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place)
-    return _nested(shapes)
+    return unflatten_dict(shapes)
 
 
 def count_parameters(module, buffers=False):
@@ -100,7 +101,7 @@ def drawn(module, seed, mesh=None):
             else parameter_spec(variable.dims, value.shape, mesh)
         )
         values[path] = variable.init(parameter_key(seed, path), value.shape, value.dtype, place)
-    return _nested(values)
+    return unflatten_dict(values)
 
 
 def bind(module, params):
@@ -111,14 +112,15 @@ def bind(module, params):
     return nnx.merge(nnx.graphdef(module), params)
 
 
-def _nested(flat):
-    tree = {}
-    for path, value in flat.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = value
-    return tree
+def named(tree):
+    """{"embed/table_VD": leaf, ...}: the leaves of a tree by their paths."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nested(leaves):
+    """The nested dict of {"embed/table_VD": leaf, ...}."""
+    return unflatten_dict(leaves, sep="/")
 
 
 def zeros(key, shape, dtype, place):

@@ -358,10 +358,9 @@ class Transformer(Stack):
 
     def __init__(self, config):
         for key in ("param_dtype", "compute_dtype"):  # jax would make it float32, with a warning
-            require(
-                jax.dtypes.canonicalize_dtype(getattr(config, key)) == getattr(config, key),
-                f"model.{key}='float64' needs JAX_ENABLE_X64=1 in the environment.",
-            )
+            dtype, told = getattr(config, key), f"model.{key}='float64' needs JAX_ENABLE_X64=1"
+            known = jax.dtypes.canonicalize_dtype(dtype) == dtype
+            require(known, f"{told} in the environment.")
         super().__init__(config)
         self.embed = Embedding(config)
         if config.stack == "encoder_decoder":
@@ -435,9 +434,8 @@ class Transformer(Stack):
 
     def before_logits(self, hidden_BTD):
         """What `logits_of` takes: states (B, T, D), and columns of the head, {name: (..., V)}."""
-        require(
-            self.config.head != "none", "the model has no head, and so no logits; take its states."
-        )
+        told = "the model has no head, and so no logits; take its states."
+        require(self.config.head != "none", told)
         return self.head.prepared(hidden_BTD), self.head.columns(self.embed.table_VD)
 
     def logits_of(self, states_BTD, columns):

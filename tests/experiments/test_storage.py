@@ -385,8 +385,8 @@ def refusing():
 
 
 def test_a_package_that_is_missing_and_what_is_no_bucket(tiny, monkeypatch):
-    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     for url, package in (("s3://tests/run", "s3fs"), ("gs://tests/run", "gcsfs")):
+        monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=rf"{package}: pip install -e '\.\[{url[:2]}\]'"):
             paths.as_path(url, "--workdir")
     with pytest.raises(UserError, match="gs://BUCKET and s3://BUCKET; mount it"):
