@@ -11,24 +11,15 @@ from typing import Annotated
 from lm.errors import SET, Section, UserError, did_you_mean, require, require_in, require_together
 from lm.nn.config import TransformerConfig
 
-# What is predicted, and what a batch is like: the next token; tokens of the text itself; a target
-# from a source; whole texts. And the stacks that can.
-KINDS = {
-    "causal": "next",
-    "masked": "same",
-    "replaced": "same",
-    "span_corruption": "pair",
-    "denoising": "pair",
-    "prefix": "pair",
-    "ul2": "pair",
-    "contrastive": "text",
-}
+# What a batch is like, its objectives, and the stacks that can: the next token; tokens of the text
+# itself; a target from a source; whole texts.
 FAMILIES = {
-    "next": ("decoder",),
-    "same": ("encoder",),
-    "pair": ("encoder_decoder", "decoder"),
-    "text": ("encoder",),
+    "next": (("causal",), ("decoder",)),
+    "same": (("masked", "replaced"), ("encoder",)),
+    "pair": (("span_corruption", "denoising", "prefix", "ul2"), ("encoder_decoder", "decoder")),
+    "text": (("contrastive",), ("encoder",)),
 }
+KINDS = {name: family for family, (names, _) in FAMILIES.items() for name in names}
 NOISES = ("infilling", "permutation", "deletion", "rotation", "masking")
 SPECIAL_TOKENS = ("end", "mask", "sentinels")
 ENDLESS = ("constant", "inverse_sqrt")  # schedules that know no optim.decay_steps
@@ -74,7 +65,7 @@ class ObjectiveConfig(Section):
             require_in("a name in objective.kind", name, KINDS)
         for name in self.noises():
             require_in("a name in objective.noise", name, NOISES)
-        alike = [", ".join(name for name in KINDS if KINDS[name] == family) for family in FAMILIES]
+        alike = [", ".join(names) for names, _ in FAMILIES.values()]
         told = f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix"
         families = {KINDS[name] for name in self.kinds()}
         require(len(families) == 1, f"{told} those of one line: {'; '.join(alike)}.")
@@ -232,9 +223,9 @@ class Config:
 
     def __post_init__(self):
         kind, stack = self.objective.kind, self.model.stack
-        fitting = ", ".join(name for name, its in KINDS.items() if stack in FAMILIES[its])
+        fitting = ", ".join(", ".join(names) for names, its in FAMILIES.values() if stack in its)
         told = f"objective.kind={kind!r} is not for model.stack={stack!r}; for that there are"
-        require(stack in FAMILIES[self.objective.family], f"{told} {fitting}.")
+        require(stack in FAMILIES[self.objective.family][1], f"{told} {fitting}.")
         require_together(flatten(dataclasses.asdict(self)), [*NEEDS, *self._needs_of_objective()])
         self._check_together()
 
@@ -277,13 +268,42 @@ class Config:
         require(not (contiguous and model.position == "learned"), told)
 
 
-# Keys that may be None in a preset: `resolve` derives them from others.
-DERIVED = (
-    *("model.vocab_size", "model.num_kv_heads", "model.head_width", "model.d_ff"),
-    "model.num_encoder_layers",
-    *("model.max_positions", "model.rope_width", "model.value_width", "model.expert_d_ff"),
-    *("model.attention_scale", "model.rope_attention_factor", "optim.decay_steps"),
-)
+def _head_width(model):
+    width, heads = model["d_model"], model["num_heads"]
+    if width < 1 or heads < 1:
+        return 1  # TransformerConfig refuses the two
+    told = f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width it"
+    nearest = max(1, round(width / heads)) * heads
+    require(width % heads == 0, f"{told} divides is {nearest}, or set model.head_width.")
+    return width // heads
+
+
+def _rope_attention_factor(model):
+    """On cosines and sines (arXiv:2309.00071, equation 22), if it is not on the scores."""
+    yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
+    return 0.1 * math.log(model["rope_factor"]) + 1 if yarn and not model["rope_mscale"] else 1.0
+
+
+# Keys that may be None in a preset, and what `resolve` makes of the others then, in this order.
+DERIVED = {
+    "model.vocab_size": lambda keys: None,  # the tokenizer's
+    "model.num_kv_heads": lambda keys: keys["model"]["num_heads"],
+    "model.head_width": lambda keys: _head_width(keys["model"]),
+    "model.d_ff": lambda keys: 4 * keys["model"]["d_model"],
+    "model.max_positions": lambda keys: (
+        keys["model"]["position_offset"]
+        + max(keys["data"]["sequence_length"], keys["data"]["target_length"])
+    ),
+    "model.num_encoder_layers": lambda keys: (
+        keys["model"]["num_layers"] * (keys["model"]["stack"] == "encoder_decoder")
+    ),
+    "model.rope_attention_factor": lambda keys: _rope_attention_factor(keys["model"]),
+    "model.rope_width": lambda keys: keys["model"]["head_width"],
+    "model.value_width": lambda keys: keys["model"]["head_width"],
+    "model.expert_d_ff": lambda keys: keys["model"]["d_ff"],
+    "model.attention_scale": lambda keys: max(1, keys["model"]["head_width"]) ** -0.5,
+    "optim.decay_steps": lambda keys: keys["train"]["num_steps"],
+}
 
 
 def resolve(keys, tokenizer_size=None):
@@ -293,49 +313,15 @@ def resolve(keys, tokenizer_size=None):
     Raises UserError for an unknown or missing key, a wrong type or an impossible combination.
     """
     keys = build(Config, keys, resolved=False)
-    model, data, optim, train = (keys[name] for name in ("model", "data", "optim", "train"))
-
-    def derive(section, **values):
-        section.update({key: value for key, value in values.items() if section[key] is None})
-
-    yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
-    derive(
-        model,
-        vocab_size=tokenizer_size,
-        num_kv_heads=model["num_heads"],
-        head_width=_head_width(model),
-        d_ff=4 * model["d_model"],
-        max_positions=model["position_offset"]
-        + max(data["sequence_length"], data["target_length"]),
-        num_encoder_layers=model["num_layers"] if model["stack"] == "encoder_decoder" else 0,
-        # On cosines and sines (arXiv:2309.00071, equation 22), if it is not on the scores.
-        rope_attention_factor=0.1 * math.log(model["rope_factor"]) + 1
-        if yarn and not model["rope_mscale"]
-        else 1.0,
-    )
-    derive(
-        model,
-        rope_width=model["head_width"],
-        value_width=model["head_width"],
-        expert_d_ff=model["d_ff"],
-        attention_scale=max(1, model["head_width"]) ** -0.5,
-    )
-    derive(optim, decay_steps=train["num_steps"])
+    for path, value in {**DERIVED, "model.vocab_size": lambda keys: tokenizer_size}.items():
+        section, key = path.split(".")
+        if keys[section][key] is None:
+            keys[section][key] = value(keys)
     config = build(Config, keys)
     size, least = config.model.vocab_size, tokenizer_size or 0
     told = f"model.vocab_size={size} is smaller than the tokenizer's {least}; make it {least}"
     require(size >= least, f"{told} or more, or data.tokenizer_size smaller.")
     return config
-
-
-def _head_width(model):
-    width, heads = model["d_model"], model["num_heads"]
-    if model["head_width"] is not None or width < 1 or heads < 1:
-        return 1  # not used, or TransformerConfig refuses the two
-    told = f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width it"
-    nearest = max(1, round(width / heads)) * heads
-    require(width % heads == 0, f"{told} divides is {nearest}, or set model.head_width.")
-    return width // heads
 
 
 def build(kind, value, path="", resolved=True):

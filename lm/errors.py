@@ -30,14 +30,11 @@ def require_in(key, value, options):
         raise UserError(f"{key}={value!r} is not known.{did_you_mean(value, options)}")
 
 
-# What a number of the configuration may be, by the words that say it.
+# What a number of the configuration may be, by the words that say it, without what 0 means.
 RANGES = {
     "1 or more": lambda value: value >= 1,
     "4 or more": lambda value: value >= 4,
     "0 or more": lambda value: value >= 0,
-    "0 (off) or more": lambda value: value >= 0,
-    "0 (never) or more": lambda value: value >= 0,
-    "0 (what is needed) or more": lambda value: value >= 0,
     "0 or 1": lambda value: value in (0, 1),
     "more than 0": lambda value: value > 0,
     "more than 1": lambda value: value > 1,
@@ -63,7 +60,7 @@ class Section:
                 if not isinstance(rule, str):
                     require_in(name, value, rule)
                 else:
-                    holds = RANGES[rule](value)
+                    holds = RANGES[re.sub(r" \([a-z ]+\)", "", rule)](value)
                     require(holds, f"{name}={value} is not possible; it must be {rule}.")
         self.check()
 

@@ -8,7 +8,7 @@ from lm.mesh import gathered
 from lm.nn.feedforward import ACTIVATIONS as NONLINEARITIES
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
-from lm.nn.params import biased, matrix_init, normal, param, weight, zeros
+from lm.nn.params import biased, matrix_init, normal, param, zeros
 from lm.nn.positions import looked_up
 
 
@@ -109,7 +109,7 @@ class Classifier(nnx.Module):
 
     def __call__(self, x_BTD):
         """(B, T, C), float32 or wider."""
-        y_BTC = matmul(x_BTD, weight(self.kernel_DC, x_BTD.dtype), "whole")
+        y_BTC = matmul(x_BTD, self.kernel_DC[...], "whole")
         return y_BTC.astype(jnp.promote_types(y_BTC.dtype, jnp.float32)) + self.bias_C[...]
 
 
@@ -136,7 +136,7 @@ def make_dense(module, config, name="transform", bias="transform_bias", biased=N
 
 def dense(module, config, x_BTD, name="transform", bias="transform_bias", activation=None):
     """What `make_dense` made, with the config's activation if no other is given."""
-    y_BTD = matmul(x_BTD, weight(getattr(module, f"{name}_DM"), x_BTD.dtype), "whole")
+    y_BTD = matmul(x_BTD, getattr(module, f"{name}_DM")[...], "whole")
     if hasattr(module, f"{bias}_M"):
         y_BTD = biased(y_BTD, getattr(module, f"{bias}_M"))
     return (activation or NONLINEARITIES[config.activation])(y_BTD)

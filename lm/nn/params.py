@@ -63,9 +63,7 @@ def abstract_parameters(module, mesh=None):
     shapes = {}
     for path, variable in descriptions(module).items():
         value = variable.get_value()
-        place = (
-            NamedSharding(mesh, parameter_spec(variable.dims, value.shape, mesh)) if mesh else None
-        )
+        place = mesh and NamedSharding(mesh, parameter_spec(variable.dims, value.shape, mesh))
         shapes[path] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place)
     return unflatten_dict(shapes)
 
@@ -92,14 +90,10 @@ def initialise(module, seed, mesh=None):
 
 def drawn(module, seed, mesh=None):
     """What `initialise` gives, for a function that jax.jit compiles."""
-    values = {}
+    values, divided = {}, mesh is not None and mesh.size > 1
     for path, variable in descriptions(module).items():
         value = variable.get_value()
-        place = (
-            None
-            if mesh is None or mesh.size == 1
-            else parameter_spec(variable.dims, value.shape, mesh)
-        )
+        place = parameter_spec(variable.dims, value.shape, mesh) if divided else None
         values[path] = variable.init(parameter_key(seed, path), value.shape, value.dtype, place)
     return unflatten_dict(values)
 
@@ -155,24 +149,17 @@ def _uniform_quantiles(dtype):
 
 
 def normal(std, truncate=None):
-    def init(key, shape, dtype, place):
-        quantiles = _normal_quantiles(truncate, jnp.promote_types(dtype, jnp.float32))
-        return _pick(quantiles, std, key, shape, dtype, place)
-
-    return init
+    return functools.partial(_picked, functools.partial(_normal_quantiles, truncate), std)
 
 
 def uniform(limit):
-    def init(key, shape, dtype, place):
-        quantiles = _uniform_quantiles(jnp.promote_types(dtype, jnp.float32))
-        return _pick(quantiles, limit, key, shape, dtype, place)
-
-    return init
+    return functools.partial(_picked, _uniform_quantiles, limit)
 
 
-def _pick(quantiles, scale, key, shape, dtype, place):
+def _picked(quantiles, scale, key, shape, dtype, place):
+    levels = jnp.asarray(quantiles(jnp.promote_types(dtype, jnp.float32)))
     bits = random_bits(key, shape, place)
-    return (scale * jnp.asarray(quantiles).at[bits].get(out_sharding=place)).astype(dtype)
+    return (scale * levels.at[bits].get(out_sharding=place)).astype(dtype)
 
 
 COUNTS = 2**32  # that a word tells apart
