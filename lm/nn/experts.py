@@ -118,8 +118,10 @@ class Experts(nnx.Module):
 
 
 # Where they lie: keys of mesh.ACTIVATIONS.
-WEIGHTS = {"gate": "expert_inputs", "up": "expert_inputs", "down": "expert_outputs"}
-WEIGHTS |= {"gate_bias": "expert_biases", "up_bias": "expert_biases", "down_bias": None}
+WEIGHTS: dict[str, str | None] = dict.fromkeys(("gate", "up"), "expert_inputs")
+WEIGHTS |= {"down": "expert_outputs", "down_bias": None}
+WEIGHTS |= dict.fromkeys(("gate_bias", "up_bias"), "expert_biases")
+
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
