@@ -128,12 +128,7 @@ def write_keys(family, config):
     content: dict[str, Any] = {"architectures": [*fitting, *options][:1]}
     content["model_type"] = family.model_type
     for row in family.keys:
-        for name, value in row.write(config).items():
-            *parents, last = name.split(".")
-            node = content
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = value
+        content |= row.write(config)
     more = family.written.items()
     return content | {name: x(config) if callable(x) else x for name, x in more}
 

@@ -85,12 +85,12 @@ def found(flat, name, default, kind=float, least=1):
 class Key:
     """A value of config.json, and the keys of TransformerConfig that have it.
 
-    theirs: its names, between spaces, "a.b" for a member of an object; the first that is there is
-    read, all are written. ours: the keys, between spaces. default: the value, in our terms, where
-    config.json has none or null, or a function that gets it from the dict of our keys in the rows
-    above. values: {theirs: ours}, if they are called differently. null: what null means, in our
-    terms, if not the default. least: of whole numbers. to_ours, to_theirs: functions of the value
-    and our other keys, if it is computed; kind: the type of theirs then.
+    theirs: its names, between spaces; the first that is there is read, all are written. ours: the
+    keys, between spaces. default: the value, in our terms, where config.json has none or null, or a
+    function that gets it from the dict of our keys in the rows above. values: {theirs: ours}, if
+    they are called differently. null: what null means, in our terms, if not the default. least: of
+    whole numbers. to_ours, to_theirs: functions of the value and our other keys, if it is computed;
+    kind: the type of theirs then.
     """
 
     theirs: str
@@ -188,7 +188,7 @@ MEMBERS = (
     Key("beta_slow", "rope_beta_slow", 1.0),
     Key("truncate", "rope_truncate", True),
 )
-SCALINGS = {"none": (), "linear": MEMBERS[:1], "llama3": MEMBERS[:4]}
+SCALINGS: dict[str, tuple[Key, ...]] = {"none": (), "linear": MEMBERS[:1], "llama3": MEMBERS[:4]}
 SCALINGS |= {"yarn": (*MEMBERS[:2], *MEMBERS[4:])}
 # What else they may have: read by hand, or without a meaning.
 FURTHER = ("rope_type", "type", "rope_theta", "attention_factor", "mscale", "mscale_all_dim")

@@ -246,18 +246,18 @@ class TransformerConfig(Section):
 
     def layers(self):
         """A Layer for each layer: what differs between them."""
-        pattern = self.attention_pattern.split(",")
-        return tuple(
-            Layer(
+        pattern, every = self.attention_pattern.split(","), self.experts_every
+
+        def layer(number):
+            after = number - self.dense_layers
+            return Layer(
+                local=pattern[number % len(pattern)] == "local",
+                experts=self.num_experts > 0 and after >= 0 and after % every == every - 1,
                 first_norm=number > 0 or not self.skip_first_norm,
                 cross=self.stack == "encoder_decoder",
-                local=pattern[number % len(pattern)] == "local",
-                experts=self.num_experts > 0
-                and number >= self.dense_layers
-                and (number - self.dense_layers) % self.experts_every == self.experts_every - 1,
             )
-            for number in range(self.num_layers)
-        )
+
+        return tuple(map(layer, range(self.num_layers)))
 
     def stretches(self):
         """The layers as Stretches: the first dense ones, cycles of layers that are alike or repeat,

@@ -70,11 +70,8 @@ def abstract_parameters(module, mesh=None):
 
 def count_parameters(module, buffers=False):
     """How many there are; buffers: count those that no gradient moves too."""
-    return sum(
-        math.prod(variable.get_value().shape)
-        for variable in descriptions(module).values()
-        if buffers or not variable.buffer
-    )
+    counted = [x for x in descriptions(module).values() if buffers or not x.buffer]
+    return sum(math.prod(variable.get_value().shape) for variable in counted)
 
 
 def initialise(module, seed, mesh=None):

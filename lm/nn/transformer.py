@@ -21,7 +21,7 @@ from lm.nn.heads import Classifier, Detector, Embedding, Head, Pooler, TokenType
 from lm.nn.latent import make_attention
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
-from lm.nn.params import matrix_init, param, stacked, weight
+from lm.nn.params import matrix_init, param, stacked
 from lm.nn.positions import DistanceBuckets, LearnedPositions, sinusoid
 
 # Which sublayer norms a placement has: of the branch's input, of its output, of the residual sum.
@@ -207,28 +207,20 @@ class Mtp(nnx.Module):
 
     def __init__(self, config):
         self.config = config
-        D, local = config.d_model, config.layers()[-1].local
+        D, window = config.d_model, config.window * config.layers()[-1].local
         self.embedding_norm, self.hidden_norm = Norm(config), Norm(config)
         init = matrix_init(config, 2 * D, D)
         self.projection_ID = param((2 * D, D), ("width", "model"), init, config.param_dtype)
-        self.layers = Layers(
-            dataclasses.replace(
-                config,
-                num_layers=1,
-                dense_layers=0,
-                experts_every=1,
-                attention_pattern="local" if local else "full",
-                window=config.window if local else 0,
-                mtp_depth=0,
-            )
-        )
+        one = {"num_layers": 1, "dense_layers": 0, "experts_every": 1, "mtp_depth": 0}
+        seen = {"attention_pattern": "local" if window else "full", "window": window}
+        self.layers = Layers(dataclasses.replace(config, **one, **seen))
         self.final_norm = Norm(config)
 
     def __call__(self, next_BTD, hidden_BTD, positions, segments, key=None):
         """((B, T, D), what the router did). next_BTD: embeddings of the tokens that follow."""
         next_BTD, hidden_BTD = self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)
         both_BTI = jnp.concatenate([put(next_BTD, "whole"), hidden_BTD], -1)
-        x_BTD = matmul(both_BTI, weight(self.projection_ID, both_BTI.dtype), "residual")
+        x_BTD = matmul(both_BTI, self.projection_ID[...], "residual")
         rows = {"positions_BT": positions, "segments_BT": segments}
         contexts, _ = begin(self.layers.config, rows, None, x_BTD.dtype)
         x_BTD, _, routed = self.layers(x_BTD, contexts, key=key)
