@@ -51,7 +51,7 @@ class Damaged(Exception):
     """A checkpoint that is not what was saved."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in a folder: a context manager, as a save not waited for is lost at exit.
 
     config: a CheckpointConfig, or None for reading only, which creates and deletes nothing. There
@@ -73,12 +73,6 @@ class Checkpoints:
                 name, _, kind = path.name.partition(".")
                 if kind in ("partial", "deleted") or (name.isdecimal() and name not in whole):
                     remove(path)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
     def steps(self):
         """The steps that have a checkpoint, ascending."""
@@ -120,7 +114,7 @@ class Checkpoints:
             with self._writing(step):
                 commit.result()
 
-    def close(self):
+    def __exit__(self, *_):
         """Wait for the last save and end the threads."""
         try:
             self.wait()
@@ -165,10 +159,11 @@ class Checkpoints:
                 if candidate not in self._damaged:
                     print(f"Checkpoint {path} is damaged and not used: {damage}.", file=sys.stderr)
                 self._damaged.add(candidate)
-        raise RunError(
-            f"No good checkpoint in {self.folder}: all that were tried are damaged, as said above. "
-            "Put back a copy of one, or move the folder away to start from the first step."
+        told = f"No good checkpoint in {self.folder}: all that were tried are damaged, as said"
+        remedy = (
+            "above. Put back a copy of one, or move the folder away to start from the first step."
         )
+        raise RunError(f"{told} {remedy}")
 
     @functools.cached_property
     def _saver(self):
@@ -206,10 +201,9 @@ class Checkpoints:
                     remove(self._partial(step))
                 good = [other for other in self.steps() if other not in self._damaged]
                 resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
-            raise RunError(
-                f"Checkpoint {path} could not be written: {_reason(error)}. "
-                f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
-            ) from error
+            told = f"Checkpoint {path} could not be written: {_reason(error)}. Mend that (disk"
+            told += f" space, quota?) and run the same command again: it {resumed}."
+            raise RunError(told) from error
 
     def _commit(self, step, entries, checksums, metrics, began):
         """In the background: let Orbax finish, add the manifest, rename, delete what is old."""

@@ -66,10 +66,9 @@ def explain(error, what="a bucket"):
     if not modules & {*PACKAGES.values()}:
         return None
     if any(words in str(error) for words in NO_KEYS):
-        return UserError(
-            f"{what}: no credentials are found ({error}); set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or run `gcloud auth application-default login`."
-        )
+        remedy = "AWS_SECRET_ACCESS_KEY, or run `gcloud auth application-default login`"
+        told = f"{what}: no credentials are found ({error}); set AWS_ACCESS_KEY_ID and"
+        return UserError(f"{told} {remedy}.")
     if isinstance(error, PermissionError) or "Forbidden" in str(error):
         return UserError(f"{what}: no rights there ({error}); check the keys and their policy.")
     if isinstance(error, FileNotFoundError):
