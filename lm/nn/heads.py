@@ -28,20 +28,6 @@ class Embedding(nnx.Module):
         return looked_up(self.table_VD, tokens_BT, self.config.compute_dtype)
 
 
-class TokenTypes(nnx.Module):
-    """A table with a row for each type of token (BERT's two sentences)."""
-
-    def __init__(self, config):
-        self.config = config
-        Y, D = config.token_types, config.d_model
-        init = matrix_init(config, D, Y)
-        self.table_YD = param((Y, D), ("classes", "model"), init, config.param_dtype)
-
-    def __call__(self, types_BT):
-        """(B or 1, T, D) in the parameters' precision."""
-        return looked_up(self.table_YD, types_BT, shared=types_BT.shape[0] == 1)
-
-
 class Head(nnx.Module):
     """From hidden states to logits, with what config.head, tied_embedding and head_bias ask for."""
 

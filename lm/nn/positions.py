@@ -11,19 +11,22 @@ from lm.mesh import ACTIVATIONS, current_mesh, local, put
 from lm.nn.params import matrix_init, param, weight
 
 
-class LearnedPositions(nnx.Module):
-    """A table with a row for each position (GPT-1, BERT), the first after position_offset rows."""
+class Table(nnx.Module):
+    """A table with a row for each position (GPT-1, BERT), the first after position_offset rows, or
+    for each type of token (BERT's two sentences).
 
-    def __init__(self, config):
-        self.config = config
-        rows, width = config.max_positions, config.d_model
+    letter: of the rows' dim, as in table_PD; dim: its key of mesh.PARAMETER_DIMS.
+    """
+
+    def __init__(self, config, letter, rows, dim, offset=0):
+        self.name, self.offset, width = f"table_{letter}D", offset, config.d_model
         init = matrix_init(config, width, rows)
-        self.table_PD = param((rows, width), ("positions", "model"), init, config.param_dtype)
+        setattr(self, self.name, param((rows, width), (dim, "model"), init, config.param_dtype))
 
-    def __call__(self, positions_BT):
+    def __call__(self, index_BT):
         """(B or 1, T, D) in the parameters' precision."""
-        index_BT, shared = positions_BT + self.config.position_offset, positions_BT.shape[0] == 1
-        return looked_up(self.table_PD, index_BT, shared=shared)
+        index_BT, shared = index_BT + self.offset, index_BT.shape[0] == 1
+        return looked_up(getattr(self, self.name), index_BT, shared=shared)
 
 
 def looked_up(table, index_BT, dtype=None, shared=False):

@@ -17,12 +17,12 @@ from lm.nn.config import names
 from lm.nn.dropout import dropout
 from lm.nn.experts import Experts
 from lm.nn.feedforward import FeedForward
-from lm.nn.heads import Classifier, Detector, Embedding, Head, Pooler, TokenTypes
+from lm.nn.heads import Classifier, Detector, Embedding, Head, Pooler
 from lm.nn.latent import make_attention
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
 from lm.nn.params import matrix_init, param, stacked
-from lm.nn.positions import DistanceBuckets, LearnedPositions, sinusoid
+from lm.nn.positions import DistanceBuckets, Table, sinusoid
 
 # Which sublayer norms a placement has: of the branch's input, of its output, of the residual sum.
 PLACEMENTS = {
@@ -301,11 +301,12 @@ class Stack(nnx.Module):
     def __init__(self, config):
         self.config = config
         if config.position == "learned":
-            self.positions = LearnedPositions(config)
+            rows, offset = config.max_positions, config.position_offset
+            self.positions = Table(config, "P", rows, "positions", offset)
         elif config.position == "buckets":
             self.positions = DistanceBuckets(config)
         if config.token_types:
-            self.token_types = TokenTypes(config)
+            self.token_types = Table(config, "Y", config.token_types, "classes")
         if config.embedding_norm:
             self.embedding_norm = Norm(config)
         self.layers = Layers(config)
