@@ -264,7 +264,7 @@ class Config:
         require(objective.family != "text" or model.has_dropout, told)
         contiguous = data.order == "contiguous" and data.separate_documents
         told = "data.order='contiguous' counts positions through whole documents, which a table"
-        told += " ends before; set data.separate_documents=False or another model.position."
+        told += " ends before; set data.separate_documents=False or another position."
         require(not (contiguous and model.position == "learned"), told)
 
 
