@@ -25,11 +25,9 @@ def divided_sizes(sizes, num_devices=None, supposed=False, num_slices=None):
     slices = math.prod(over.values())
     within = {axis: sizes.get(axis, 1) for axis in AXES}
     if num_devices is not None:
-        require(
-            num_devices % slices == 0,
-            f"{_written(sizes)} needs {slices} slices of as many devices each, into which "
-            f"{num_devices} do not divide; make mesh.dcn_data=1.",
-        )
+        told = f"{_written(sizes)} needs {slices} slices of as many devices each, into which"
+        told += f" {num_devices} do not divide; make mesh.dcn_data=1."
+        require(num_devices % slices == 0, told)
         num_devices //= slices
     within = _filled(within, num_devices, supposed, " in each slice" if slices > 1 else "")
     return within, {axis: over[f"dcn_{axis}"] for axis in AXES}
@@ -45,15 +43,11 @@ def _filled(sizes, count, supposed=False, where=""):
     where: of these devices, for whoever reads what is refused.
     """
     open_axes = [axis for axis, size in sizes.items() if size == -1]
-    require(
-        len(open_axes) <= 1,
-        f"{_written(sizes)}: only one axis can take what is left (-1); give the others a size.",
-    )
+    told = f"{_written(sizes)}: only one axis can take what is left (-1); give the others a size."
+    require(len(open_axes) <= 1, told)
     for axis, size in sizes.items():
-        require(
-            size == -1 or size >= 1,
-            f"mesh.{axis}={size} must be 1 or more, or -1 for what is left.",
-        )
+        told = f"mesh.{axis}={size} must be 1 or more, or -1 for what is left."
+        require(size == -1 or size >= 1, told)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     count = fixed if count is None else count
     if count % fixed or (fixed != count and not open_axes):
@@ -64,14 +58,13 @@ def _filled(sizes, count, supposed=False, where=""):
 def _mismatch(sizes, fixed, count, supposed, where):
     several = "a multiple of " if -1 in sizes.values() else ""
     found = f"{'not' if supposed else 'but there are'} {count}"
+    needs = f"{_written(sizes)} needs {several}{fixed}"
     if "dcn_data" in sizes:
         if count == 1:
             ones = " ".join(f"--config.mesh.{axis}=1" for axis in sizes)
-            return f"{_written(sizes)} needs {several}{fixed} slices; there is one only: {ones}."
-        return (
-            f"{_written(sizes)} needs {several}{fixed} slices, {found}; "
-            "--config.mesh.dcn_data=-1 with the others 1 takes all there are."
-        )
+            return f"{needs} slices; there is one only: {ones}."
+        remedy = "--config.mesh.dcn_data=-1 with the others 1 takes all there are."
+        return f"{needs} slices, {found}; {remedy}"
     # The largest sizes up to those asked for that divide what is there, and each other's rest.
     left, proposed = count, {}
     open_axis = next((axis for axis, size in sizes.items() if size == -1), "data")
@@ -80,10 +73,8 @@ def _mismatch(sizes, fixed, count, supposed, where):
             proposed[axis] = max(n for n in range(1, sizes[axis] + 1) if left % n == 0)
             left //= proposed[axis]
     flags = " ".join(f"--config.mesh.{axis}={proposed.get(axis, -1)}" for axis in AXES)
-    return (
-        f"{_written(sizes)} needs {several}{fixed} devices{where}, {found}; make one of them -1 "
-        f"and let the others divide that, as {flags}."
-    )
+    remedy = f"make one of them -1 and let the others divide that, as {flags}."
+    return f"{needs} devices{where}, {found}; {remedy}"
 
 
 def check_sizes(sizes, model, batch_size, accumulation_steps=1):
@@ -121,11 +112,9 @@ def _misfit(model, batch_size, accumulation_steps, sizes):
     part = batch_size // accumulation_steps
     if part % shards:
         nearest = max(1, round(part / shards)) * shards * accumulation_steps
-        return (
-            f"data.batch_size={batch_size} in train.accumulation_steps={accumulation_steps} parts "
-            f"does not divide over the {shards} data shards of mesh {dict(sizes)}; "
-            f"the nearest that does is {nearest}"
-        )
+        told = f"data.batch_size={batch_size} in train.accumulation_steps={accumulation_steps}"
+        told += f" parts does not divide over the {shards} data shards of mesh {dict(sizes)}; the"
+        return f"{told} nearest that does is {nearest}"
     divided = {"d_model": "fsdp", "num_heads": "tensor", "vocab_size": "tensor"}
     if not all(layer.experts for layer in model.layers()):
         divided["d_ff"] = "tensor"
@@ -136,13 +125,9 @@ def _misfit(model, batch_size, accumulation_steps, sizes):
         # Heads divide the width, if nothing else is said.
         step = math.lcm(count, model.num_heads) if key == "d_model" else count
         if size % count:
-            return (
-                f"mesh.{axis}={count} does not divide model.{key}={size}; the next that it "
-                f"divides is --config.model.{key}={-(-size // step) * step}"
-            )
+            told = f"mesh.{axis}={count} does not divide model.{key}={size}; the next that it"
+            return f"{told} divides is --config.model.{key}={-(-size // step) * step}"
     if model.num_kv_heads % tensor and tensor % model.num_kv_heads:
-        return (
-            f"mesh.tensor={tensor} neither divides model.num_kv_heads={model.num_kv_heads} nor is "
-            f"a multiple of it; as many as model.num_heads={model.num_heads} would do"
-        )
+        told = f"mesh.tensor={tensor} neither divides model.num_kv_heads={model.num_kv_heads} nor"
+        return f"{told} is a multiple of it; as many as model.num_heads={model.num_heads} would do"
     return None

@@ -39,11 +39,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 
 from lm.errors import RunError, require
+from lm.nn.params import named, nested
 from lm.paths import as_path, explained, files_below, is_url, remove, write
 
 MANIFEST = "manifest.json"
 FILE_BLOCK = 2**22  # bytes
-HOST_CHUNK = 2**22  # words
 READERS = 8  # threads
 
 
@@ -51,7 +51,7 @@ class Damaged(Exception):
     """A checkpoint that is not what was saved."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in a folder: a context manager, as a save not waited for is lost at exit.
 
     config: a CheckpointConfig, or None for reading only, which creates and deletes nothing. There
@@ -74,12 +74,6 @@ class Checkpoints:
                 if kind in ("partial", "deleted") or (name.isdecimal() and name not in whole):
                     remove(path)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
     def steps(self):
         """The steps that have a checkpoint, ascending."""
         paths = [path for path in self.folder.glob("*") if path.name.isdecimal()]
@@ -98,18 +92,14 @@ class Checkpoints:
         began = time.perf_counter()
         if _of_first_process(step in self.steps() and step not in self._damaged):
             return
-        arrays, entries = {}, {}
-        for name, leaf in _named(state).items():
-            data = arrays[name] = _data(leaf)
-            entries[name] = {"shape": list(data.shape), "dtype": str(data.dtype)}
-            if _is_key(leaf):
-                entries[name]["key"] = str(jax.random.key_impl(leaf))
+        arrays = named(state)
+        entries = {n: {"shape": [*x.shape], "dtype": str(x.dtype)} for n, x in arrays.items()}
         checksums = _checksums(arrays)
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         with self._writing(step):
             if step in self._damaged:
                 self._delete(step)
-            request = _orbax().args.PyTreeSave(_nested(arrays))
+            request = _orbax().args.PyTreeSave(nested(arrays))
             self._saver.save(self._partial(step) / "state", args=request)
         commit = self._background.submit(self._commit, step, entries, checksums, metrics, began)
         self._pending = step, commit
@@ -124,7 +114,7 @@ class Checkpoints:
             with self._writing(step):
                 commit.result()
 
-    def close(self):
+    def __exit__(self, *_):
         """Wait for the last save and end the threads."""
         try:
             self.wait()
@@ -143,29 +133,7 @@ class Checkpoints:
         Raises RunError if there are checkpoints but no good one, UserError if a good one holds
         other arrays than the template.
         """
-        wanted = _named(template)
-        targets = {name: _target(leaf) for name, leaf in wanted.items()}
-
-        def fetch(path, entries):
-            _check_fit(path, entries, targets, partial)
-            return _read(path, targets)
-
-        found = self.newest_good(step, fetch)
-        if found is None:
-            return None
-        step, manifest, arrays = found
-        leaves = []
-        for name in wanted:
-            generator = manifest["arrays"][name].get("key")
-            array = arrays[name]
-            leaves.append(jax.random.wrap_key_data(array, impl=generator) if generator else array)
-        return step, jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-    def newest_good(self, step, fetch):
-        """(step, manifest, arrays), found as `restore` finds it; None if there is none.
-
-        fetch: gives {name: array} for (path, manifest["arrays"]).
-        """
+        targets = named(jax.tree.map(_target, template))
         self.wait()
         steps = self.steps()
         if step is not None:
@@ -182,17 +150,20 @@ class Checkpoints:
                     manifest = _manifest(path)
                     _check_files(path, manifest["files"])
                 with _on_every_process():
-                    arrays = fetch(path, manifest["arrays"])
+                    _check_fit(path, manifest["arrays"], targets, partial)
+                    arrays = _read(path, targets)
                 _check_arrays(arrays, manifest["arrays"])
-                return candidate, manifest, arrays
+                leaves = [arrays[name] for name in targets]
+                return candidate, jax.tree.unflatten(jax.tree.structure(template), leaves)
             except Damaged as damage:
                 if candidate not in self._damaged:
                     print(f"Checkpoint {path} is damaged and not used: {damage}.", file=sys.stderr)
                 self._damaged.add(candidate)
-        raise RunError(
-            f"No good checkpoint in {self.folder}: all that were tried are damaged, as said above. "
-            "Put back a copy of one, or move the folder away to start from the first step."
+        told = f"No good checkpoint in {self.folder}: all that were tried are damaged, as said"
+        remedy = (
+            "above. Put back a copy of one, or move the folder away to start from the first step."
         )
+        raise RunError(f"{told} {remedy}")
 
     @functools.cached_property
     def _saver(self):
@@ -230,10 +201,9 @@ class Checkpoints:
                     remove(self._partial(step))
                 good = [other for other in self.steps() if other not in self._damaged]
                 resumed = f"goes on from step {good[-1]}" if good else "starts from the first step"
-            raise RunError(
-                f"Checkpoint {path} could not be written: {_reason(error)}. "
-                f"Mend that (disk space, quota?) and run the same command again: it {resumed}."
-            ) from error
+            told = f"Checkpoint {path} could not be written: {_reason(error)}. Mend that (disk"
+            told += f" space, quota?) and run the same command again: it {resumed}."
+            raise RunError(told) from error
 
     def _commit(self, step, entries, checksums, metrics, began):
         """In the background: let Orbax finish, add the manifest, rename, delete what is old."""
@@ -241,8 +211,8 @@ class Checkpoints:
         if jax.process_index():
             return
         partial = self._partial(step)
-        for name, checksum in jax.device_get(checksums).items():
-            entries[name]["checksum"] = int(checksum)
+        for name, found in jax.device_get(checksums).items():
+            entries[name]["checksum"] = int(found)
         manifest = {"step": step, "metrics": metrics, "arrays": entries, "files": _files(partial)}
         content = json.dumps({"crc32": _crc32_of_json(manifest), "manifest": manifest})
         write(partial / MANIFEST, content)
@@ -279,27 +249,6 @@ class Checkpoints:
             else:
                 path = path.rename(self.folder / f"{step}.deleted")
             remove(path)
-
-
-def read(folder, step=None, only=("params",)):
-    """(step, nested dict of numpy arrays) of the newest good checkpoint or of that of `step`.
-
-    only: the parts of the state to read; None is all of it. Typed random keys are read as their
-    uint32 data. Raises UserError if there is no checkpoint, RunError if there is no good one.
-    """
-
-    def fetch(path, entries):
-        parts = {name.split("/")[0] for name in entries}
-        missing = sorted({*(only or ())} - parts)
-        require(not missing, f"only={missing} is not in {path}, which holds {sorted(parts)}.")
-        names = [name for name in entries if only is None or name.split("/")[0] in only]
-        return _read(path, dict.fromkeys(names, np.ndarray))
-
-    with Checkpoints(folder) as checkpoints:
-        found = checkpoints.newest_good(step, fetch)
-    require(found, f"There is no checkpoint in {folder}; train first, or name another folder.")
-    step, _, arrays = found
-    return step, _nested(arrays)
 
 
 @functools.cache
@@ -356,20 +305,18 @@ def _teach_s3():
 
 
 def _read(path, targets):
-    """{name: array} of a checkpoint; targets: {name: np.ndarray or a shape with a sharding}."""
+    """{name: array} of a checkpoint; targets: {name: jax.ShapeDtypeStruct with a sharding}."""
     from etils import epath
 
     ocp = _orbax()
     args = {
-        name: ocp.RestoreArgs(restore_type=np.ndarray)
-        if target is np.ndarray
-        else ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape)
+        name: ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape)
         for name, target in targets.items()
     }
-    request = ocp.args.PyTreeRestore(_nested(targets), _nested(args), partial_restore=True)
+    request = ocp.args.PyTreeRestore(nested(targets), nested(args), partial_restore=True)
     try:
         handler = ocp.PyTreeCheckpointHandler()
-        return _named(handler.restore(epath.Path(path / "state"), args=request))
+        return named(handler.restore(epath.Path(path / "state"), args=request))
     except Exception as error:
         # Metadata that cannot be parsed is a ValueError; parts that are missing a bare Exception.
         if not isinstance(error, ValueError) and type(error) is not Exception:
@@ -444,63 +391,23 @@ def _check_fit(path, entries, targets, partial):
         if there.get(name) != here.get(name)
     ]
     more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-    require(
-        not differences,
-        f"The checkpoint {path} is of another model, or version of lm: "
-        f"{'; '.join(differences[:4])}{more}. "
-        "Use the config it was trained with, or another workdir.",
-    )
-
-
-def _named(tree):
-    """{"params/embed/table_VD": leaf, ...}: the leaves by their paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nested(leaves):
-    """The nested dict of {"params/embed/table_VD": leaf, ...}."""
-    tree = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
-        node[last] = leaf
-    return tree
-
-
-def _is_key(leaf):
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _data(leaf):
-    """An array or a description of one; of typed random keys that of their uint32 data."""
-    if not _is_key(leaf):
-        return leaf
-    if isinstance(leaf, jax.Array):
-        return jax.random.key_data(leaf)
-    return jax.eval_shape(jax.random.key_data, leaf)
+    told = f"The checkpoint {path} is of another model, or version of lm: "
+    told += f"{'; '.join(differences[:4])}{more}. Use the config it was trained with, or another"
+    require(not differences, f"{told} workdir.")
 
 
 def _target(leaf):
     """Shape, dtype and concrete sharding of what is to be read for a template's leaf."""
-    data, sharding = _data(leaf), leaf.sharding
+    sharding = leaf.sharding
     if sharding is None:
         sharding = SingleDeviceSharding(jax.devices()[0])
     elif isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
         sharding = NamedSharding(jax.sharding.get_mesh(), sharding.spec)
-    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-
-
-def _mixed(words, index):
-    """uint32 words, each scrambled with its position: MurmurHash3's finalizer, a bijection."""
-    words = words + index * np.uint32(0x9E3779B9)
-    words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
-    words = (words ^ (words >> 13)) * np.uint32(0xC2B2AE35)
-    return words ^ (words >> 16)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @jax.jit
-def checksum_on_device(array):
+def checksum(array):
     """The sum modulo 2**32 of an array's mixed words, the same on any mesh: a sum knows no order.
 
     One changed word always changes it, several do but for one case in 2**32. A 64-bit number is
@@ -514,18 +421,11 @@ def checksum_on_device(array):
     for dim, size in enumerate(words.shape):
         place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim)
         index = index * np.uint32(size % 2**32) + place
-    return jnp.sum(_mixed(words.astype(jnp.uint32), index), dtype=jnp.uint32)
-
-
-def checksum_on_host(array):
-    """checksum_on_device of a numpy array, in chunks and without a device that may be too small."""
-    words = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * min(array.itemsize, 4)}")
-    total = 0
-    for start in range(0, words.size, HOST_CHUNK):
-        chunk = words[start : start + HOST_CHUNK].astype(np.uint32)
-        index = np.arange(start, start + chunk.size).astype(np.uint32)
-        total += int(_mixed(chunk, index).sum(dtype=np.uint64))
-    return total % 2**32
+    # Each scrambled with its position: MurmurHash3's finalizer, a bijection.
+    words = words.astype(jnp.uint32) + index * np.uint32(0x9E3779B9)
+    words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * np.uint32(0xC2B2AE35)
+    return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32)
 
 
 def _checksums(arrays):
@@ -533,21 +433,20 @@ def _checksums(arrays):
     checksums = {}
     # One at a time, and after the step that made the arrays: on many fake devices and few cores,
     # programs that wait for one another's sums can hold every thread until XLA aborts the process.
-    jax.block_until_ready([array for array in arrays.values() if isinstance(array, jax.Array)])
+    jax.block_until_ready(arrays)
     for name, array in arrays.items():
         jax.block_until_ready(checksums)
-        on_host = isinstance(array, np.ndarray)
-        if not on_host and array.sharding.memory_kind == "pinned_host":  # offloaded
+        if array.sharding.memory_kind == "pinned_host":  # offloaded
             array = jax.device_put(array, array.sharding.with_memory_kind("device"))
-        checksums[name] = (checksum_on_host if on_host else checksum_on_device)(array)
+        checksums[name] = checksum(array)
     return checksums
 
 
 def _check_arrays(arrays, entries):
     """Raise Damaged unless the arrays that were read are what was saved."""
-    for name, checksum in jax.device_get(_checksums(arrays)).items():
-        if checksum != (saved := entries[name]["checksum"]):
-            raise Damaged(f"the checksum of {name} is {checksum}, saved was {saved}")
+    for name, found in jax.device_get(_checksums(arrays)).items():
+        if found != (saved := entries[name]["checksum"]):
+            raise Damaged(f"the checksum of {name} is {found}, saved was {saved}")
 
 
 def _of_first_process(number):

@@ -60,11 +60,6 @@ for other, name in (("v5 lite", "v5e"), ("v5", "v5p"), ("v6 lite", "v6e")):
     DEVICES[f"TPU {other}"] = DEVICES[f"TPU {name}"]
 
 
-def device(kind):
-    """The Device of a jax `device_kind`, or None."""
-    return DEVICES.get(kind)
-
-
 def peak_flops(kind, dtype):
     """Dense peak FLOP/s of one JAX device for a dtype, as "bfloat16"; None where it is unknown."""
     known = DEVICES.get(kind)

@@ -8,36 +8,18 @@ import math
 import typing
 from typing import Annotated
 
-from lm.errors import (
-    SET,
-    UserError,
-    did_you_mean,
-    require,
-    require_all,
-    require_in,
-    require_ranges,
-    require_together,
-)
+from lm.errors import SET, Section, UserError, did_you_mean, require, require_in, require_together
 from lm.nn.config import TransformerConfig
 
-# What is predicted, and what a batch is like: the next token; tokens of the text itself; a target
-# from a source; whole texts. And the stacks that can.
-KINDS = {
-    "causal": "next",
-    "masked": "same",
-    "replaced": "same",
-    "span_corruption": "pair",
-    "denoising": "pair",
-    "prefix": "pair",
-    "ul2": "pair",
-    "contrastive": "text",
-}
+# What a batch is like, its objectives, and the stacks that can: the next token; tokens of the text
+# itself; a target from a source; whole texts.
 FAMILIES = {
-    "next": ("decoder",),
-    "same": ("encoder",),
-    "pair": ("encoder_decoder", "decoder"),
-    "text": ("encoder",),
+    "next": (("causal",), ("decoder",)),
+    "same": (("masked", "replaced"), ("encoder",)),
+    "pair": (("span_corruption", "denoising", "prefix", "ul2"), ("encoder_decoder", "decoder")),
+    "text": (("contrastive",), ("encoder",)),
 }
+KINDS = {name: family for family, (names, _) in FAMILIES.items() for name in names}
 NOISES = ("infilling", "permutation", "deletion", "rotation", "masking")
 SPECIAL_TOKENS = ("end", "mask", "sentinels")
 ENDLESS = ("constant", "inverse_sqrt")  # schedules that know no optim.decay_steps
@@ -53,29 +35,6 @@ NEEDS = (
     ("objective.next_sentence", SET, "model.next_sentence", (True,)),
     ("train.spike_threshold", SET, "checkpoint.every_steps", SET),
 )
-
-
-def of_family(family):
-    """The kinds of objectives whose batches are alike."""
-    return [name for name, its in KINDS.items() if its == family]
-
-
-class Section:
-    """A section of keys. An annotation is a range of lm.errors.RANGES, or a tuple of options."""
-
-    def __post_init__(self):
-        name = type(self).__name__.removesuffix("Config").lower()
-        for key, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            for rule in getattr(hint, "__metadata__", ()):
-                if isinstance(rule, str):
-                    require_ranges(name, self, {rule: key})
-                else:
-                    require_in(f"{name}.{key}", getattr(self, key), rule)
-        require_all(self.rules())
-
-    def rules(self):
-        """{what a user is told: whether it holds}, beyond single keys."""
-        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +60,18 @@ class ObjectiveConfig(Section):
     router_z_loss: Annotated[float, "0 (off) or more"]
     mtp_loss: Annotated[float, "0 (off) or more"]
 
-    def rules(self):
+    def check(self):
         for name in self.kinds():
             require_in("a name in objective.kind", name, KINDS)
         for name in self.noises():
             require_in("a name in objective.noise", name, NOISES)
-        mixed = "; ".join(", ".join(of_family(family)) for family in FAMILIES)
-        return {
-            f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix those "
-            f"of one line: {mixed}.": len({KINDS[name] for name in self.kinds()}) == 1,
-            f"objective.mask_token_share={self.mask_token_share} and random_token_share="
-            f"{self.random_token_share} must be 1 or less together.": (
-                self.mask_token_share + self.random_token_share <= 1
-            ),
-        }
+        alike = [", ".join(names) for names, _ in FAMILIES.values()]
+        told = f"objective.kind={self.kind!r} mixes objectives whose batches are not alike; mix"
+        families = {KINDS[name] for name in self.kinds()}
+        require(len(families) == 1, f"{told} those of one line: {'; '.join(alike)}.")
+        masked, other = self.mask_token_share, self.random_token_share
+        told = f"objective.mask_token_share={masked} and random_token_share={other} must be 1"
+        require(masked + other <= 1, f"{told} or less together.")
 
     def kinds(self):
         """{name: its part of the mixture}, as it stands in `kind`; alone it is 1."""
@@ -125,11 +82,9 @@ class ObjectiveConfig(Section):
                 shares[name.strip()] = float(share or 1)
             except ValueError:
                 shares[name.strip()] = 0.0
-        require(
-            len(shares) == len(parts) and all(0 < share < math.inf for share in shares.values()),
-            f"objective.kind={self.kind!r} must be a name, or different names with numbers, as in "
-            "'span_corruption=3,prefix=1'.",
-        )
+        told = f"objective.kind={self.kind!r} must be a name, or different names with numbers, as"
+        fits = len(shares) == len(parts) and all(0 < share < math.inf for share in shares.values())
+        require(fits, f"{told} in 'span_corruption=3,prefix=1'.")
         return shares
 
     @property
@@ -165,13 +120,10 @@ class DataConfig(Section):
     prefetch: Annotated[int, "1 or more"]
     cache: str
 
-    def rules(self):
-        return {
-            f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, "
-            "or data.validation_path must name what to evaluate on.": (
-                0 < self.validation_fraction < 1 or self.validation_path
-            )
-        }
+    def check(self):
+        told = f"data.validation_fraction={self.validation_fraction} must be between 0 and 1, or"
+        told += " data.validation_path must name what to evaluate on."
+        require(0 < self.validation_fraction < 1 or self.validation_path, told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,13 +154,10 @@ class OptimConfig(Section):
     clip_norm: Annotated[float, "0 or more"]
     router_bias_step: Annotated[float, "0 or more"]
 
-    def rules(self):
-        return {
-            f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
-            f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger.": (
-                self.schedule in ENDLESS or self.warmup_steps < self.decay_steps
-            )
-        }
+    def check(self):
+        told = f"optim.warmup_steps={self.warmup_steps} leaves nothing of optim.decay_steps="
+        told += f"{self.decay_steps}; make the warm-up shorter or train.num_steps larger."
+        require(self.schedule in ENDLESS or self.warmup_steps < self.decay_steps, told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,13 +180,10 @@ class MetricsConfig(Section):
     tensorboard: bool
     wandb_project: str
 
-    def rules(self):
-        return {
-            f"metrics.profile_start={self.profile_start} must be 0 or more and not after "
-            f"metrics.profile_stop={self.profile_stop}.": (
-                0 <= self.profile_start <= self.profile_stop
-            )
-        }
+    def check(self):
+        told = f"metrics.profile_start={self.profile_start} must be 0 or more and not after"
+        told += f" metrics.profile_stop={self.profile_stop}."
+        require(0 <= self.profile_start <= self.profile_stop, told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,16 +222,12 @@ class Config:
     cluster: ClusterConfig
 
     def __post_init__(self):
-        objective, model = self.objective, self.model
-        stacks = FAMILIES[objective.family]
-        fitting = ", ".join(name for name, its in KINDS.items() if model.stack in FAMILIES[its])
-        require(
-            model.stack in stacks,
-            f"objective.kind={objective.kind!r} is not for model.stack={model.stack!r}; for that "
-            f"there are {fitting}.",
-        )
+        kind, stack = self.objective.kind, self.model.stack
+        fitting = ", ".join(", ".join(names) for names, its in FAMILIES.values() if stack in its)
+        told = f"objective.kind={kind!r} is not for model.stack={stack!r}; for that there are"
+        require(stack in FAMILIES[self.objective.family][1], f"{told} {fitting}.")
         require_together(flatten(dataclasses.asdict(self)), [*NEEDS, *self._needs_of_objective()])
-        require_all(self._rules())
+        self._check_together()
 
     def _needs_of_objective(self):
         """Rows as NEEDS of what this objective asks for."""
@@ -303,41 +245,65 @@ class Config:
         else:
             yield "objective.kind", SET, "model.head", ("linear", "transform")
 
-    def _rules(self):
-        """{what a user is told: whether it holds}"""
+    def _check_together(self):
         objective, model, data = self.objective, self.model, self.data
-        parts, length = self.train.accumulation_steps, data.sequence_length
+        size, parts = data.batch_size, self.train.accumulation_steps
+        told = f"data.batch_size={size} does not divide into train.accumulation_steps={parts}"
+        nearest = max(1, round(size / parts)) * parts
+        require(size % parts == 0, f"{told} parts; the nearest that does is {nearest}.")
+        told = f"data.sequence_length={data.sequence_length} or target_length={data.target_length}"
+        told += f" is longer than the position table, model.max_positions={model.max_positions}"
+        told += f" less position_offset={model.position_offset}; make the one shorter or the other"
+        longest = max(data.sequence_length, data.target_length)
+        require(longest <= model.num_positions, f"{told} larger.")
         pairs = objective.family == "same" and model.token_types >= 2
+        told = "objective.next_sentence needs objective.kind='masked' and model.token_types=2."
+        require(pairs or not objective.next_sentence, told)
+        told = "objective.kind='contrastive' tells a text from others by two passes with different"
+        told += " dropout; set model.residual_dropout=0.1."
+        require(objective.family != "text" or model.has_dropout, told)
         contiguous = data.order == "contiguous" and data.separate_documents
-        return {
-            f"data.batch_size={data.batch_size} does not divide into train.accumulation_steps="
-            f"{parts} parts; the nearest that does is "
-            f"{max(1, round(data.batch_size / parts)) * parts}.": data.batch_size % parts == 0,
-            f"data.sequence_length={length} or target_length={data.target_length} is longer than "
-            f"the position table, model.max_positions={model.max_positions} less "
-            f"position_offset={model.position_offset}; make the one shorter or the other larger.": (
-                max(length, data.target_length) <= model.num_positions
-            ),
-            "objective.next_sentence needs objective.kind='masked' and model.token_types=2.": (
-                pairs or not objective.next_sentence
-            ),
-            "objective.kind='contrastive' tells a text from others by two passes with different "
-            "dropout; set model.residual_dropout=0.1.": (
-                objective.family != "text" or model.has_dropout
-            ),
-            "data.order='contiguous' counts positions through whole documents, which a table of "
-            "learned positions ends before; set data.separate_documents=False or another "
-            "position.": not (contiguous and model.position == "learned"),
-        }
+        told = "data.order='contiguous' counts positions through whole documents, which a table"
+        told += " ends before; set data.separate_documents=False or another position."
+        require(not (contiguous and model.position == "learned"), told)
 
 
-# Keys that may be None in a preset: `resolve` derives them from others.
-DERIVED = (
-    *("model.vocab_size", "model.num_kv_heads", "model.head_width", "model.d_ff"),
-    "model.num_encoder_layers",
-    *("model.max_positions", "model.rope_width", "model.value_width", "model.expert_d_ff"),
-    *("model.attention_scale", "model.rope_attention_factor", "optim.decay_steps"),
-)
+def _head_width(model):
+    width, heads = model["d_model"], model["num_heads"]
+    if width < 1 or heads < 1:
+        return 1  # TransformerConfig refuses the two
+    told = f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width it"
+    nearest = max(1, round(width / heads)) * heads
+    require(width % heads == 0, f"{told} divides is {nearest}, or set model.head_width.")
+    return width // heads
+
+
+def _rope_attention_factor(model):
+    """On cosines and sines (arXiv:2309.00071, equation 22), if it is not on the scores."""
+    yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
+    return 0.1 * math.log(model["rope_factor"]) + 1 if yarn and not model["rope_mscale"] else 1.0
+
+
+# Keys that may be None in a preset, and what `resolve` makes of the others then, in this order.
+DERIVED = {
+    "model.vocab_size": lambda keys: None,  # the tokenizer's
+    "model.num_kv_heads": lambda keys: keys["model"]["num_heads"],
+    "model.head_width": lambda keys: _head_width(keys["model"]),
+    "model.d_ff": lambda keys: 4 * keys["model"]["d_model"],
+    "model.max_positions": lambda keys: (
+        keys["model"]["position_offset"]
+        + max(keys["data"]["sequence_length"], keys["data"]["target_length"])
+    ),
+    "model.num_encoder_layers": lambda keys: (
+        keys["model"]["num_layers"] * (keys["model"]["stack"] == "encoder_decoder")
+    ),
+    "model.rope_attention_factor": lambda keys: _rope_attention_factor(keys["model"]),
+    "model.rope_width": lambda keys: keys["model"]["head_width"],
+    "model.value_width": lambda keys: keys["model"]["head_width"],
+    "model.expert_d_ff": lambda keys: keys["model"]["d_ff"],
+    "model.attention_scale": lambda keys: max(1, keys["model"]["head_width"]) ** -0.5,
+    "optim.decay_steps": lambda keys: keys["train"]["num_steps"],
+}
 
 
 def resolve(keys, tokenizer_size=None):
@@ -346,63 +312,22 @@ def resolve(keys, tokenizer_size=None):
     tokenizer_size: what model.vocab_size is where the config leaves it open.
     Raises UserError for an unknown or missing key, a wrong type or an impossible combination.
     """
-    keys = _typed(Config, keys, "")
-    model, data, optim, train = (keys[name] for name in ("model", "data", "optim", "train"))
-
-    def derive(section, **values):
-        section.update({key: value for key, value in values.items() if section[key] is None})
-
-    yarn = model["rope_scaling"] == "yarn" and model["rope_factor"] > 1
-    derive(
-        model,
-        vocab_size=tokenizer_size,
-        num_kv_heads=model["num_heads"],
-        head_width=_head_width(model),
-        d_ff=4 * model["d_model"],
-        max_positions=model["position_offset"]
-        + max(data["sequence_length"], data["target_length"]),
-        num_encoder_layers=model["num_layers"] if model["stack"] == "encoder_decoder" else 0,
-        # On cosines and sines (arXiv:2309.00071, equation 22), if it is not on the scores.
-        rope_attention_factor=0.1 * math.log(model["rope_factor"]) + 1
-        if yarn and not model["rope_mscale"]
-        else 1.0,
-    )
-    derive(
-        model,
-        rope_width=model["head_width"],
-        value_width=model["head_width"],
-        expert_d_ff=model["d_ff"],
-        attention_scale=max(1, model["head_width"]) ** -0.5,
-    )
-    derive(optim, decay_steps=train["num_steps"])
-    config = _made(Config, keys, "")
-    require(
-        tokenizer_size is None or config.model.vocab_size >= tokenizer_size,
-        f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
-        f"{tokenizer_size}; make it {tokenizer_size} or more, or data.tokenizer_size smaller.",
-    )
+    keys = build(Config, keys, resolved=False)
+    for path, value in {**DERIVED, "model.vocab_size": lambda keys: tokenizer_size}.items():
+        section, key = path.split(".")
+        if keys[section][key] is None:
+            keys[section][key] = value(keys)
+    config = build(Config, keys)
+    size, least = config.model.vocab_size, tokenizer_size or 0
+    told = f"model.vocab_size={size} is smaller than the tokenizer's {least}; make it {least}"
+    require(size >= least, f"{told} or more, or data.tokenizer_size smaller.")
     return config
 
 
-def _head_width(model):
-    width, heads = model["d_model"], model["num_heads"]
-    if model["head_width"] is not None or width < 1 or heads < 1:
-        return 1  # not used, or TransformerConfig refuses the two
-    require(
-        width % heads == 0,
-        f"model.num_heads={heads} does not divide model.d_model={width}; the nearest width that it "
-        f"divides is {max(1, round(width / heads)) * heads}, or set model.head_width.",
-    )
-    return width // heads
-
-
-def build(cls, keys):
-    """A dataclass from a mapping with the same keys and the right types, nested ones too."""
-    return _made(cls, _typed(cls, keys, ""), "")
-
-
-def _typed(kind, value, path):
-    """The value as `kind`, a dataclass as a dict. An int will do for a float; None if DERIVED."""
+def build(kind, value, path="", resolved=True):
+    """A dataclass from a mapping with the same keys and the right types, nested ones too; a dict if
+    it is not resolved, in which what is DERIVED may be None. An int will do for a float.
+    """
     if dataclasses.is_dataclass(kind):
         require(hasattr(value, "items"), f"{path or 'config'}={value!r} must be a section of keys.")
         fields, prefix = typing.get_type_hints(kind), path and path + "."
@@ -412,22 +337,16 @@ def _typed(kind, value, path):
                 raise UserError(f"{prefix}{key} is not a key of the configuration.{hint}")
         missing = ", ".join(prefix + key for key in fields if key not in value)
         require(not missing, f"the configuration lacks {missing}; configs/base.py has every key.")
-        return {key: _typed(fields[key], value[key], prefix + key) for key in fields}
+        made = {key: build(fields[key], value[key], prefix + key, resolved) for key in fields}
+        return kind(**made) if resolved else made
     if kind is float and type(value) is int:
         return float(value)
-    require(
-        type(value) is kind or (value is None and path in DERIVED),
-        f"{path}={value!r} has the type {type(value).__name__}; it must be {kind.__name__}.",
-    )
+    if value is None and path in DERIVED:
+        require(not resolved, f"{path} has no value; give it one of type {kind.__name__}.")
+        return None
+    told = f"{path}={value!r} has the type {type(value).__name__}; it must be {kind.__name__}."
+    require(type(value) is kind, told)
     return value
-
-
-def _made(kind, value, path):
-    if not dataclasses.is_dataclass(kind):
-        require(value is not None, f"{path} has no value; give it one of type {kind.__name__}.")
-        return value
-    fields, prefix = typing.get_type_hints(kind), path and path + "."
-    return kind(**{key: _made(fields[key], value[key], prefix + key) for key in fields})
 
 
 # What a resumed run may change: where and how it runs, how long, and what it reports; never what it

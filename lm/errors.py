@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+import typing
 
 
 class UserError(ValueError):
@@ -29,14 +30,11 @@ def require_in(key, value, options):
         raise UserError(f"{key}={value!r} is not known.{did_you_mean(value, options)}")
 
 
-# What a number of the configuration may be, by the words that say it.
+# What a number of the configuration may be, by the words that say it, without what 0 means.
 RANGES = {
     "1 or more": lambda value: value >= 1,
     "4 or more": lambda value: value >= 4,
     "0 or more": lambda value: value >= 0,
-    "0 (off) or more": lambda value: value >= 0,
-    "0 (never) or more": lambda value: value >= 0,
-    "0 (what is needed) or more": lambda value: value >= 0,
     "0 or 1": lambda value: value in (0, 1),
     "more than 0": lambda value: value > 0,
     "more than 1": lambda value: value > 1,
@@ -50,13 +48,24 @@ RANGES = {
 SET = object()  # any value but 0, False and ""
 
 
-def require_ranges(section, config, ranges):
-    """Refuse what is outside its range. ranges: {range: keys of the section, between spaces}."""
-    for told, keys in ranges.items():
-        for key in keys.split():
-            value = getattr(config, key)
-            holds = RANGES[told](value)
-            require(holds, f"{section}.{key}={value} is not possible; it must be {told}.")
+class Section:
+    """A dataclass of keys. An annotation is a range of RANGES, or a tuple of options."""
+
+    section = property(lambda self: type(self).__name__.removesuffix("Config").lower())
+
+    def __post_init__(self):
+        for key, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            name, value = f"{self.section}.{key}", getattr(self, key)
+            for rule in getattr(hint, "__metadata__", ()):
+                if not isinstance(rule, str):
+                    require_in(name, value, rule)
+                else:
+                    holds = RANGES[re.sub(r" \([a-z ]+\)", "", rule)](value)
+                    require(holds, f"{name}={value} is not possible; it must be {rule}.")
+        self.check()
+
+    def check(self):
+        """Refuse what is wrong beyond single keys."""
 
 
 def require_together(values, needs, section=""):
@@ -71,33 +80,22 @@ def require_together(values, needs, section=""):
 
     for keys, when, other, allowed in needs:
         for key in keys.split():
-            told = "" if allowed is SET else f"={' or '.join(map(repr, allowed))}"
-            require(
-                not among(values[key], when) or among(values[other], allowed),
-                f"{section}{key}={values[key]!r} needs {section}{other}{told}, and "
-                f"{section}{other}={values[other]!r}; change one of the two.",
-            )
-
-
-def require_all(rules):
-    """Refuse the first thing that does not hold. rules: {message: whether it holds}."""
-    for message, holds in rules.items():
-        require(holds, message)
+            needed = "" if allowed is SET else f"={' or '.join(map(repr, allowed))}"
+            told = f"{section}{key}={values[key]!r} needs {section}{other}{needed}, and"
+            told += f" {section}{other}={values[other]!r}; change one of the two."
+            require(not among(values[key], when) or among(values[other], allowed), told)
 
 
 def require_path(key, value):
     """Refuse a URL where only a file system will do; pathlib would make a folder named "gs:"."""
-    require(
-        not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value),
-        f"{key}={value} is a URL, and this must be in a file system; mount what it names, and give "
-        "the path where it is mounted, or another.",
-    )
+    told = f"{key}={value} is a URL, and this must be in a file system; mount it, and give"
+    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value)
+    require(not is_url, f"{told} the path where it is mounted, or another.")
 
 
 def optional(package, key, extra):
     """A module that is only installed with an extra. Raises UserError: the key needs it."""
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        told = f"{key} needs the package {package}, the extra {extra!r}: pip install {package}."
-        raise UserError(told) from error
+    except ImportError:
+        raise UserError(f"{key} needs {package}: pip install -e '.[{extra}]'.") from None

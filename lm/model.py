@@ -73,20 +73,17 @@ class LanguageModel:
         has = needed is None or getattr(config, needed)
         require(has, f"the model has no {needed}; take another.")
         both = config.stack == "encoder_decoder"
-        require(
-            both == (target is not None),
-            f"a model of stack {config.stack!r} reads {'source and target' if both else 'tokens'}; "
-            f"give model({'source, target' if both else 'tokens'}).",
-        )
+        reads = ("source", "target") if both else ("tokens",)
+        told = f"a model of stack {config.stack!r} reads {' and '.join(reads)}; give"
+        told += f" model({', '.join(reads)})."
+        require(both == (target is not None), told)
         of_target = [name for name in rows if both and name.startswith("target_")]
         target_rows = {name: rows.pop(name) for name in of_target}
         tokens, rows = self._checked_rows("tokens", tokens, rows)
         if both:
             target, target_rows = self._checked_rows("target", target, target_rows)
-            require(
-                len(tokens) == len(target),
-                f"target of {len(target)} rows must have as many as the source of {len(tokens)}.",
-            )
+            told = f"target of {len(target)} rows must have as many as the source of {len(tokens)}."
+            require(len(tokens) == len(target), told)
         with use_mesh(self.mesh):
             placed = self._placed((tokens, rows, target, target_rows))
             return self._forward(self.params, *placed, wanted=wanted)
@@ -106,17 +103,13 @@ class LanguageModel:
         both = {mask, segments} <= rows.keys()
         require(not both, f"{mask} and {segments}: give one; segments 0 is padding.")
         tokens = self._checked(what, tokens, config.vocab_size)
-        require(
-            f"{start}positions" in rows or tokens.shape[1] <= config.num_positions,
-            f"{tokens.shape[1]} tokens are more than the model's {config.num_positions} positions; "
-            "give fewer.",
-        )
+        length, most = tokens.shape[1], config.num_positions
+        told = f"{length} tokens are more than the model's {most} positions; give fewer."
+        require(f"{start}positions" in rows or length <= most, told)
         checked = {name: self._checked(name, value, sizes[name]) for name, value in rows.items()}
         for name, value in checked.items():
-            require(
-                value.shape == tokens.shape,
-                f"{name} of shape {value.shape} must have the shape of {what}, {tokens.shape}.",
-            )
+            told = f"{name} of shape {value.shape} must have the shape of {what}, {tokens.shape}."
+            require(value.shape == tokens.shape, told)
         if mask in checked:
             checked[segments] = checked.pop(mask)
         return tokens, {name.removeprefix(start): value for name, value in checked.items()}
@@ -129,11 +122,9 @@ class LanguageModel:
         except ValueError:
             told = f"{name} are rows of unequal length; pad them, and give padding_mask."
             raise UserError(told) from None
-        require(
-            values.ndim == 2 and values.size and np.issubdtype(values.dtype, np.integer),
-            f"{name} of shape {values.shape} and dtype {values.dtype} must be integers (B, T), "
-            "at least one; a single row is [row].",
-        )
+        told = f"{name} of shape {values.shape} and dtype {values.dtype} must be integers (B, T),"
+        whole = values.ndim == 2 and values.size and np.issubdtype(values.dtype, np.integer)
+        require(whole, f"{told} at least one; a single row is [row].")
         for value in (values.min(), values.max()):
             require(0 <= value < size, f"{name} hold {value}, which is not in [0, {size}).")
         return values.astype(np.int32)
@@ -144,11 +135,9 @@ class LanguageModel:
             return jax.tree.map(jnp.asarray, arrays)
         shards = math.prod(self.mesh.shape[axis] for axis in BATCH)
         batch = jax.tree.leaves(arrays)[0].shape[0]
-        require(
-            batch % shards == 0,
-            f"tokens of {batch} rows do not divide over the {shards} data shards of mesh "
-            f"{dict(self.mesh.shape)}; give {-(-batch // shards) * shards}, or load with less.",
-        )
+        told = f"tokens of {batch} rows do not divide over the {shards} data shards of mesh"
+        told += f" {dict(self.mesh.shape)}; give {-(-batch // shards) * shards}, or load with less."
+        require(batch % shards == 0, told)
         # A single row is not divided, not even into one part: positions may be of one row for all.
         place = sharding(self.mesh, "tokens") if batch > 1 else NamedSharding(self.mesh, P())
         return jax.tree.map(lambda x: jax.device_put(x, place), arrays)
@@ -204,11 +193,9 @@ def load(path, step=None, mesh=None, compute_dtype=None):
     mesh = _mesh(mesh)
     if isinstance(content.get("model"), dict):
         return _load_run(folder, content["model"], step, mesh, compute_dtype)
-    require(
-        "model_type" in content or "architectures" in content,
-        f"{folder / 'config.json'} is neither a run's, which has a section 'model', nor a "
-        "Hugging Face model's, which has model_type.",
-    )
+    told = f"{folder / 'config.json'} is neither a run's, which has a section 'model', nor a"
+    theirs = "model_type" in content or "architectures" in content
+    require(theirs, f"{told} Hugging Face model's, which has model_type.")
     require(step is None, f"step={step}: {folder} is no run and has no checkpoints; leave it out.")
     require_path("a model in Hugging Face's format, path", os.fspath(folder))
     return import_model(folder, mesh, compute_dtype or "float32")

@@ -7,7 +7,6 @@ region and endpoint (AWS_ENDPOINT_URL) are found as the store's own tools find t
 import contextlib
 import fcntl
 import functools
-import importlib.util
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ import shutil
 import traceback
 from pathlib import Path
 
-from lm.errors import RunError, UserError, require
+from lm.errors import RunError, UserError, optional, require
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras of these names install them
 NO_KEYS = ("Anonymous caller", "Unable to locate credentials")  # Google's words, and Amazon's
@@ -36,9 +35,7 @@ def as_path(text, key="path"):
     scheme, _, rest = url.partition("://")
     known = f"{key}={url} is a URL that lm does not read, as it does gs://BUCKET and s3://BUCKET; "
     require(scheme in PACKAGES and rest.strip("/"), f"{known}mount it, and give that path.")
-    package = PACKAGES[scheme]
-    needed = f"{key}={url} needs the package {package}: pip install -e '.[{scheme}]'."
-    require(importlib.util.find_spec(package), needed)
+    optional(PACKAGES[scheme], f"{key}={url}", scheme)
     _check(url, key)
     from etils import epath
 
@@ -69,10 +66,9 @@ def explain(error, what="a bucket"):
     if not modules & {*PACKAGES.values()}:
         return None
     if any(words in str(error) for words in NO_KEYS):
-        return UserError(
-            f"{what}: no credentials are found ({error}); set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or run `gcloud auth application-default login`."
-        )
+        remedy = "AWS_SECRET_ACCESS_KEY, or run `gcloud auth application-default login`"
+        told = f"{what}: no credentials are found ({error}); set AWS_ACCESS_KEY_ID and"
+        return UserError(f"{told} {remedy}.")
     if isinstance(error, PermissionError) or "Forbidden" in str(error):
         return UserError(f"{what}: no rights there ({error}); check the keys and their policy.")
     if isinstance(error, FileNotFoundError):

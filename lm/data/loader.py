@@ -8,7 +8,6 @@ objective other than the causal one are what its examples hold, see lm.objective
 import collections
 import concurrent.futures
 import functools
-import hashlib
 
 import jax
 import numpy as np
@@ -143,13 +142,6 @@ class Batches(Windows):
             window[of] = first + pack.permutation(place, count, seed, epoch[of])
         copies = self.examples.copies if self.examples else 0
         return np.stack([window, window * copies + epoch % copies if copies else example])
-
-    def fingerprint(self, step):
-        """Hexadecimal hash of all that the batch of a step holds."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, array_BT in sorted(self.rows(step, np.arange(self.batch_size)).items()):
-            digest.update(name.encode() + np.ascontiguousarray(array_BT).tobytes())
-        return digest.hexdigest()
 
 
 class ValidationBatches(Windows):

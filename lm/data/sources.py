@@ -6,10 +6,8 @@ Two corpora are equal if the bytes of their files are, in order; names, places a
 
 import codecs
 import collections
-import dataclasses
 import functools
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -22,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.data.cache import hash_of, published, report
-from lm.errors import UserError, require
+from lm.errors import UserError, optional, require
 from lm.paths import as_path, explained, files_below, is_url
 
 BLOCK = 1 << 18  # bytes read at once
@@ -43,17 +41,13 @@ class NotText(UserError):
 
 @dataclass(frozen=True)
 class Source:
-    """A file, and what messages call it; or, without a path, a text. info: a bucket's, of it."""
+    """A file, and what messages call it; or, without a path, a text. tag: changes when it does."""
 
     name: str
     path: Path | None
+    size: int
+    tag: int | str | None
     text: bytes = b""
-    info: dict | None = dataclasses.field(default=None, compare=False)
-
-    @property
-    def size(self):
-        size = len(self.text) if self.info is None else self.info["size"]
-        return self.path.stat().st_size if self.path and self.info is None else size
 
     @property
     def packing(self):
@@ -84,7 +78,7 @@ class Source:
         if self.packing == ".gz":
             new_stream, failure = lambda: zlib.decompressobj(31), zlib.error
         else:
-            library = _extra(self, "zstandard", "zstandard")
+            library = optional("zstandard", self.name, "zstandard")
             new_stream, failure = library.ZstdDecompressor().decompressobj, library.ZstdError
         stream = None
         try:
@@ -98,13 +92,6 @@ class Source:
         except failure:
             whole = False
         require(whole, f"{self.name} is a truncated or damaged {self.packing} file; copy it again.")
-
-
-def _extra(source, module, extra):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{source.name} needs {module}: pip install -e '.[{extra}]'.") from None
 
 
 @dataclass(frozen=True)
@@ -151,7 +138,7 @@ def read_corpus(key, path, text_key, cache):
         root, remedy = as_path(path, key), "name a text file, JSONL, or a folder of them."
         require(root.is_file() or root.is_dir(), f"{key}={path} does not exist; {remedy}")
         walk = _objects if is_url(root) else _walk
-        files = walk(root) if root.is_dir() or is_url(root) else [Source(path, root)]
+        files = walk(root) if root.is_dir() or is_url(root) else [_file(root, path)]
     else:
         files = _standard_library()
     files = [source for source in files if source.size]
@@ -171,19 +158,27 @@ def _walk(root, left_out=()):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in left_out)
         for path in (Path(folder, n) for n in sorted(names) if not n.startswith(".")):
             if path.is_file():
-                yield Source(str(path), path)
+                yield _file(path, str(path))
+
+
+def _file(path, name):
+    status = path.stat()
+    return Source(name, path, status.st_size, status.st_mtime_ns)
 
 
 def _objects(url):
     """The object that a URL names, or those below it, as `_walk` would give them."""
+
+    def source(path, info):
+        return Source(str(path), path, info["size"], info.get("ETag") or info.get("etag"))
+
     found = files_below(url)
     if url.is_file():
-        return [Source(str(url), url, info=info) for info in found.values()]
+        return [source(url, info) for info in found.values()]
     names = [name.split("/") for name in found if "/." not in f"/{name}"]
     # A folder's files before its folders.
     names.sort(key=lambda parts: [*((1, folder) for folder in parts[:-1]), (0, parts[-1])])
-    paths = map("/".join, names)
-    return [Source(str(url / path), url / path, info=found[path]) for path in paths]
+    return [source(url / path, found[path]) for path in map("/".join, names)]
 
 
 def _standard_library():
@@ -191,7 +186,7 @@ def _standard_library():
     from pydoc_data.topics import topics
 
     for name, text in sorted(topics.items()):
-        yield Source(f"help topic {name}", None, text.encode())
+        yield Source(f"help topic {name}", None, len(text.encode()), hash_of(text), text.encode())
     for source in _walk(Path(sysconfig.get_path("stdlib")), NOT_LIBRARY):
         if source.path.suffix == ".py":
             yield source
@@ -201,17 +196,10 @@ def _hashes(files, cache):
     """The hash of each file's bytes, or None if it should be text and is not. Those of a large
     corpus are remembered, once it is old enough for its dates to tell a change.
     """
-    listing, newest = [], 0
-    for source in files:
-        if not source.path:
-            listing.append([source.name, _hash(source)])
-        elif info := source.info:  # an object's tag changes with it
-            listing.append([source.name, info["size"], info.get("ETag") or info.get("etag")])
-        else:
-            status = source.path.stat()
-            newest = max(newest, status.st_mtime)
-            listing.append([str(source.path.absolute()), status.st_size, status.st_mtime_ns])
-    if sum(source.size for source in files) < REMEMBERED or newest > time.time() - 2:
+    places = [str(s.path.absolute() if isinstance(s.path, Path) else s.name) for s in files]
+    listing = [[place, s.size, s.tag] for place, s in zip(places, files, strict=True)]
+    newest = max((source.tag for source in files if type(source.tag) is int), default=0)
+    if sum(source.size for source in files) < REMEMBERED or newest > (time.time() - 2) * 1e9:
         return [_hash(source) for source in files]
     folder = cache / "hashes" / hash_of(listing)
     return published(folder, lambda _: [_hash(source) for source in files])
@@ -269,8 +257,8 @@ def _text(row, key, where):
 
 
 def _parquet_texts(source, key):
-    pyarrow = _extra(source, "pyarrow", "parquet")
-    parquet = _extra(source, "pyarrow.parquet", "parquet")
+    pyarrow = optional("pyarrow", source.name, "parquet")
+    parquet = optional("pyarrow.parquet", source.name, "parquet")
     try:
         with source.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             names = file.schema_arrow.names

@@ -131,14 +131,12 @@ def _stores(texts, tokenizer, cache):
         return {part: _write(empty / part, of(), tokenizer, dtype) for part, of in pairs}
 
     num_bytes, here = published(folder, write), local(folder)
-    train, validation = (
-        TokenStore(
-            _mapped(here / f"{part}.tokens", dtype),
-            _mapped(here / f"{part}.starts", np.int64),
-            num_bytes[part],
-        )
-        for part in PARTS
-    )
+
+    def mapped(part):
+        starts = _mapped(here / f"{part}.starts", np.int64)
+        return TokenStore(_mapped(here / f"{part}.tokens", dtype), starts, num_bytes[part])
+
+    train, validation = map(mapped, PARTS)
     counts = f"{train.num_tokens} tokens for training and {validation.num_tokens} for validation"
     told = f"data.path={texts.path} gives {counts}; name more text, or a data.validation_path."
     require(train.num_tokens and validation.num_tokens, told)

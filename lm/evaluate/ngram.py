@@ -16,10 +16,6 @@ class Unigram:
         """The probability of each of `token` (any shape); `previous` is not looked at."""
         return self.probability_V[token]
 
-    def row(self, previous):
-        """The probabilities (V,) of what follows the token `previous`."""
-        return self.probability_V
-
 
 class Bigram:
     """Counts of pairs, interpolated with the unigram by Witten and Bell's rule. p(w | v) = (c(v, w)
@@ -44,20 +40,6 @@ class Bigram:
         followers = np.maximum(self.followers_V[previous], 1)
         weighed = count + followers * self.unigram(previous, token)
         return weighed / (self.total_V[previous] + followers)
-
-    def row(self, previous):
-        """The probabilities (V,) of what follows the token `previous`."""
-        token_V = np.arange(self.size)
-        return self(np.full_like(token_V, previous), token_V)
-
-
-def sample(model, first, num_tokens, random, temperature=1.0):
-    """`num_tokens` tokens that follow `first`. random: a numpy Generator."""
-    tokens = [first]
-    for _ in range(num_tokens):
-        probability_V = model.row(tokens[-1]) ** (1 / temperature)
-        tokens.append(int(random.choice(len(probability_V), p=probability_V / probability_V.sum())))
-    return tokens[1:]
 
 
 def bits_per_byte(model, tokens, num_bytes):

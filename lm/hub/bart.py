@@ -7,7 +7,7 @@ import dataclasses
 from lm.hub.bert import POST
 from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import Key, altered, keys, scaled, shifted
-from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
+from lm.hub.tensors import rows
 
 SIZES = (
     *keys(vocab_size=50265, d_model=1024, encoder_layers=12, decoder_layers=12),
@@ -21,32 +21,30 @@ SIZES = (
 )
 ALWAYS = {**POST, "stack": "encoder_decoder", "norm_eps": 1e-5}
 HEAD = {"head": "linear", "head_bias": "fixed"}
-LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-def stack(name, start):
-    """Rows of the encoder or the decoder, whose parameters begin with `start`."""
-    layer, layers = f"{name}layers.{{layer}}.", f"{start}layers/"
-    return (
-        plain(f"{name}embed_positions.weight", f"{start}positions/table_PD"),
-        *norm(f"{name}layernorm_embedding", f"{start}embedding_norm"),
-        *attention(f"{layer}self_attn.", f"{layers}attention/", LINEARS),
-        *norm(f"{layer}self_attn_layer_norm", f"{layers}attention_residual_norm"),
-        *linear(f"{layer}fc1", f"{layers}feedforward/up_DF"),
-        *linear(f"{layer}fc2", f"{layers}feedforward/down_FD"),
-        *norm(f"{layer}final_layer_norm", f"{layers}feedforward_residual_norm"),
-    )
-
-
-CROSS = "model.decoder.layers.{layer}.encoder_attn"
-TENSORS = (
-    plain("model.shared.weight", "embed/table_VD"),
-    *(*stack("model.encoder.", "encoder/"), *stack("model.decoder.", "")),
-    *attention(f"{CROSS}.", "layers/cross_attention/", LINEARS),
-    *norm(f"{CROSS}_layer_norm", "layers/cross_attention_residual_norm"),
-    matrix("lm_head.weight", "head/kernel_DV"),
-    Tensor("final_logits_bias", {"head/fixed_bias_V": "1,V"}),
-)
+STACK = """
+embed_positions.weight positions/table_PD
+layernorm_embedding    embedding_norm
+layers.{layer}.self_attn.q_proj     layers/attention/query_DNH
+layers.{layer}.self_attn.k_proj     layers/attention/key_DKH
+layers.{layer}.self_attn.v_proj     layers/attention/value_DKH
+layers.{layer}.self_attn.out_proj   layers/attention/output_NHD
+layers.{layer}.self_attn_layer_norm layers/attention_residual_norm
+layers.{layer}.fc1                  layers/feedforward/up_DF
+layers.{layer}.fc2                  layers/feedforward/down_FD
+layers.{layer}.final_layer_norm     layers/feedforward_residual_norm
+"""
+REST = """
+model.shared.weight embed/table_VD
+model.decoder.layers.{layer}.encoder_attn.q_proj     layers/cross_attention/query_DNH
+model.decoder.layers.{layer}.encoder_attn.k_proj     layers/cross_attention/key_DKH
+model.decoder.layers.{layer}.encoder_attn.v_proj     layers/cross_attention/value_DKH
+model.decoder.layers.{layer}.encoder_attn.out_proj   layers/cross_attention/output_NHD
+model.decoder.layers.{layer}.encoder_attn_layer_norm layers/cross_attention_residual_norm
+lm_head.weight    head/kernel_DV
+final_logits_bias head/fixed_bias_V=1,V
+"""
+STACKS = (*rows("model.encoder.", "encoder/", STACK), *rows("model.decoder.", "", STACK))
+TENSORS = (*STACKS, *rows("", "", REST))
 SHARED = "model.shared.weight"
 COPIES = {f"model.{name}.embed_tokens.weight": SHARED for name in ("encoder", "decoder")}
 

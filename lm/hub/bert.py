@@ -7,7 +7,7 @@ import dataclasses
 from lm.hub import gpt2
 from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import Key, Windows, altered, keys, shifted, without
-from lm.hub.tensors import attention, linear, matrix, norm, plain
+from lm.hub.tensors import rows
 
 SIZES = (
     *keys(vocab_size=30522, max_position_embeddings=512, hidden_size=768, num_hidden_layers=12),
@@ -25,35 +25,40 @@ PRETRAINING = {**MASKED, "pooler": True, "next_sentence": True}
 HEADLESS = {"head": "none", "head_bias": "none", "pooler": True, "next_sentence": False}
 
 
-def encoder(model):
-    """Rows of embeddings, layers and pooler."""
-    start, layer = f"{model}.embeddings.", f"{model}.encoder.layer.{{layer}}."
-    names = ("self.query", "self.key", "self.value", "output.dense")
-    return (
-        plain(start + "word_embeddings.weight", "embed/table_VD"),
-        plain(start + "position_embeddings.weight", "positions/table_PD"),
-        plain(start + "token_type_embeddings.weight", "token_types/table_YD"),
-        *norm(start + "LayerNorm", "embedding_norm"),
-        *attention(layer + "attention.", "layers/attention/", names),
-        *norm(layer + "attention.output.LayerNorm", "layers/attention_residual_norm"),
-        *linear(layer + "intermediate.dense", "layers/feedforward/up_DF"),
-        *linear(layer + "output.dense", "layers/feedforward/down_FD"),
-        *norm(layer + "output.LayerNorm", "layers/feedforward_residual_norm"),
-        *linear(f"{model}.pooler.dense", "pooler/kernel_DM"),
-    )
+ENCODER = """
+embeddings.word_embeddings.weight       embed/table_VD
+embeddings.position_embeddings.weight   positions/table_PD
+embeddings.token_type_embeddings.weight token_types/table_YD
+embeddings.LayerNorm                    embedding_norm
+encoder.layer.{layer}.attention.self.query       layers/attention/query_DNH
+encoder.layer.{layer}.attention.self.key         layers/attention/key_DKH
+encoder.layer.{layer}.attention.self.value       layers/attention/value_DKH
+encoder.layer.{layer}.attention.output.dense     layers/attention/output_NHD
+encoder.layer.{layer}.attention.output.LayerNorm layers/attention_residual_norm
+encoder.layer.{layer}.intermediate.dense         layers/feedforward/up_DF
+encoder.layer.{layer}.output.dense               layers/feedforward/down_FD
+encoder.layer.{layer}.output.LayerNorm           layers/feedforward_residual_norm
+pooler.dense pooler/kernel_DM
+"""
+HEAD = """
+cls.predictions.transform.dense     head/transform_DM
+cls.predictions.transform.LayerNorm head/norm
+cls.predictions.decoder.weight      head/kernel_DV
+cls.predictions.bias                head/bias_V
+cls.seq_relationship                next_sentence/kernel_DC
+"""
+ROBERTA_HEAD = """
+lm_head.dense          head/transform_DM
+lm_head.layer_norm     head/norm
+lm_head.decoder.weight head/kernel_DV
+lm_head.bias           head/bias_V
+"""
+GLOBAL = """
+query_global query_DNH
+key_global   key_DKH
+value_global value_DKH
+"""
 
-
-def head(dense, scale, decoder, bias):
-    """Rows of a head that begins with a matrix, an activation and a norm."""
-    return (
-        *linear(dense, "head/transform_DM"),
-        *norm(scale, "head/norm"),
-        matrix(f"{decoder}.weight", "head/kernel_DV"),
-        plain(bias, "head/bias_V"),
-    )
-
-
-CLS = "cls.predictions."
 BERT = Family(
     model_type="bert",
     architectures={
@@ -65,18 +70,13 @@ BERT = Family(
     always=ALWAYS,
     required=REQUIRED,
     limits=HEADS_DIVIDE,
-    tensors=(
-        *encoder("bert"),
-        *head(CLS + "transform.dense", CLS + "transform.LayerNorm", CLS + "decoder", CLS + "bias"),
-        *linear("cls.seq_relationship", "next_sentence/kernel_DC"),
-    ),
-    copies={CLS + "decoder.bias": CLS + "bias"},
+    tensors=(*rows("bert.", "", ENCODER), *rows("", "", HEAD)),
+    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
     renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
     prefix="bert.",
     ignored=r"bert\.embeddings\.position_ids",
 )
 
-HEAD = head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
 ROBERTA = dataclasses.replace(
     BERT,
     model_type="roberta",
@@ -88,7 +88,7 @@ ROBERTA = dataclasses.replace(
         shifted("pad_token_id", "position_offset", 2, 1, least=0),
     ),
     always={**ALWAYS, "position_pad_aware": True},
-    tensors=(*encoder("roberta"), *HEAD),
+    tensors=(*rows("roberta.", "", ENCODER), *rows("", "", ROBERTA_HEAD)),
     copies={"lm_head.decoder.bias": "lm_head.bias"},
     renamed={},
     prefix="roberta.",
@@ -96,7 +96,6 @@ ROBERTA = dataclasses.replace(
 )
 
 SELF = "longformer.encoder.layer.{layer}.attention.self."
-GLOBAL = ("query_global", "key_global", "value_global")
 EVEN = {"attention_window={window} must be even": lambda config: config.window % 2 == 0}
 LONGFORMER = dataclasses.replace(
     ROBERTA,
@@ -106,8 +105,8 @@ LONGFORMER = dataclasses.replace(
     always={**ROBERTA.always, "global_attention": True},
     limits={**HEADS_DIVIDE, **EVEN},
     tensors=(
-        *(*encoder("longformer"), *HEAD),
-        *attention(SELF, "layers/attention/global_", GLOBAL),
+        *(*rows("longformer.", "", ENCODER), *rows("", "", ROBERTA_HEAD)),
+        *rows(SELF, "layers/attention/global_", GLOBAL),
     ),
     prefix="longformer.",
     ignored=r"longformer\.embeddings\.position_ids",

@@ -21,6 +21,7 @@ from lm.hub.files import DTYPES, TensorFiles, read_json, replaced, write_json, w
 from lm.hub.tensors import slots
 from lm.model import LanguageModel, skeleton
 from lm.nn.config import TransformerConfig
+from lm.nn.params import named, nested
 
 HEAD, EMBEDDING = "head/kernel_DV", "embed/table_VD"
 SELECTION = "layers/experts/selection_bias_E"
@@ -33,10 +34,10 @@ def import_model(folder, mesh=None, compute_dtype="float32"):
     """
     folder = Path(folder).expanduser()
     family, content = _read_family(folder / "config.json")
-    with TensorFiles(folder) as files:
-        config, reads = _check(folder, family, content, files, compute_dtype)
-        module, template = skeleton(config, mesh)
-        params = _read_parameters(files, reads, template)
+    files = TensorFiles(folder)
+    config, reads = _check(folder, family, content, files, compute_dtype)
+    module, template = skeleton(config, mesh)
+    params = _read_parameters(files, reads, template)
     there = (folder / "tokenizer.json").is_file()
     return LanguageModel(config, module, params, tokenizers.load(folder) if there else None, mesh)
 
@@ -55,7 +56,7 @@ def export_model(model, folder, family=None, max_shard_size=5_000_000_000, finis
     found = {slot.name: slot for slot in _slots(chosen, model.config)}
     if model.config.head == "none":
         found = {name.removeprefix(chosen.prefix): slot for name, slot in found.items()}
-    params = _named(model.params)
+    params = named(model.params)
     told = "a model that lies on several hosts cannot be exported; load it in one process."
     require(all(array.is_fully_addressable for array in params.values()), told)
 
@@ -113,7 +114,7 @@ def _family_for(config, name):
 def _slots(family, config, names=()):
     """The tensors of a model of this config, as they lie in a folder that has these names."""
     _, template = skeleton(config)
-    shapes = {name: leaf.shape for name, leaf in _named(template).items()}
+    shapes = {name: leaf.shape for name, leaf in named(template).items()}
     return slots(family.rows(names), shapes, config)
 
 
@@ -240,7 +241,7 @@ def _read_parameters(files, reads, template):
     """The nested dict of parameters, each on its devices. template: of jax.ShapeDtypeStruct.
     Besides the model, memory holds one tensor at a time, the largest ones while there is room.
     """
-    targets, arrays = _named(template), {}
+    targets, arrays = named(template), {}
     for part, piece in _pieces(files, reads):
         target = targets[part.parameter]
         place = target.sharding or SingleDeviceSharding(jax.devices()[0])
@@ -254,7 +255,7 @@ def _read_parameters(files, reads, template):
                 arrays[part.parameter] = jnp.zeros(target.shape, target.dtype, device=place)
             piece = _set_piece(arrays[part.parameter], piece, part.index)
         arrays[part.parameter] = piece.block_until_ready()
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], template)
+    return nested(arrays)
 
 
 def _pieces(files, reads):
@@ -279,23 +280,13 @@ def _fetch(params, part):
 
 def _verify(model, folder):
     """Read an export again. Raises RunError if a parameter is not the model's, bit for bit."""
-    params = _named(model.params)
+    params = named(model.params)
     family, content = _read_family(folder / "config.json")
-    with TensorFiles(folder) as files:
-        _, reads = _check(folder, family, content, files, model.config.compute_dtype)
-        for part, piece in _pieces(files, reads):
-            # As bytes: not-a-number and signs of zero too.
-            pair = piece, _fetch(params, part)
-            one, two = (np.ascontiguousarray(array).view(np.uint8) for array in pair)
-            if not np.array_equal(one, two):
-                raise RunError(f"{part.parameter} is not in {folder} as it was written there.")
-
-
-def _named(tree):
-    """{"embed/table_VD": leaf, ...}"""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _name(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    files = TensorFiles(folder)
+    _, reads = _check(folder, family, content, files, model.config.compute_dtype)
+    for part, piece in _pieces(files, reads):
+        # As bytes: not-a-number and signs of zero too.
+        pair = piece, _fetch(params, part)
+        one, two = (np.ascontiguousarray(array).view(np.uint8) for array in pair)
+        if not np.array_equal(one, two):
+            raise RunError(f"{part.parameter} is not in {folder} as it was written there.")

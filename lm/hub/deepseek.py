@@ -8,39 +8,32 @@ import dataclasses
 from lm.errors import require_in
 from lm.hub.family import HEADS_DIVIDE
 from lm.hub.keys import Key, Rope, keys, shifted, without
-from lm.hub.llama import ENDS, FEEDFORWARD, LAYER, PRE_NORMS, gated, like_llama, sizes
-from lm.hub.mistral import FUSED
-from lm.hub.qwen import EXPERTS
-from lm.hub.tensors import Tensor, matrix, plain, under
+from lm.hub.llama import ENDS, FEEDFORWARD, GATED, LAYER, PRE_NORMS, like_llama, sizes
+from lm.hub.qwen import EXPERTS, FUSED
+from lm.hub.tensors import rows
 
-
-def of_heads(name, parts):
-    """The row of a tensor whose parts follow one another in each head."""
-    return Tensor(name, parts, joined=1, merged=0)
-
-
-ATTENTION = under(
-    LAYER + "self_attn.",
-    "layers/attention/",
-    matrix("q_a_proj.weight", "query_down_DQ"),
-    plain("q_a_layernorm.weight", "query_latent_norm/scale_Q"),
-    of_heads("q_b_proj.weight", {"query_QNU": "N,U,Q", "query_rope_QNR": "N,r,Q"}),
-    of_heads("q_proj.weight", {"query_DNU": "N,U,D", "query_rope_DNR": "N,r,D"}),
-    Tensor("kv_a_proj_with_mqa.weight", {"latent_down_DC": "C,D", "key_rope_DR": "r,D"}),
-    plain("kv_a_layernorm.weight", "latent_norm/scale_C"),
-    of_heads("kv_b_proj.weight", {"key_CNU": "N,U,C", "value_CNW": "N,W,C"}),
-    matrix("o_proj.weight", "output_NWD"),
+LATENT = """
+q_a_proj.weight           query_down_DQ
+q_a_layernorm.weight      query_latent_norm/scale_Q
+q_b_proj.weight           query_QNU=N,U,Q query_rope_QNR=N,r,Q joined=1 merged=0
+q_proj.weight             query_DNU=N,U,D query_rope_DNR=N,r,D joined=1 merged=0
+kv_a_proj_with_mqa.weight latent_down_DC=C,D key_rope_DR=r,D
+kv_a_layernorm.weight     latent_norm/scale_C
+kv_b_proj.weight          key_CNU=N,U,C value_CNW=N,W,C joined=1 merged=0
+o_proj.weight             output_NWD
+"""
+TENSORS = (
+    *(*rows("", "", ENDS), *rows(LAYER, "layers/", PRE_NORMS)),
+    *(*rows(LAYER + "self_attn.", "layers/attention/", LATENT), *FEEDFORWARD, *EXPERTS),
+    *rows(LAYER + "mlp.shared_experts.", "layers/experts/shared/", GATED),
 )
-SHARED_EXPERTS = gated(LAYER + "mlp.shared_experts.", "layers/experts/shared/")
-TENSORS = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD, *EXPERTS, *SHARED_EXPERTS)
-PREDICTION = under(
-    LAYER,
-    "mtp/",
-    plain("enorm.weight", "embedding_norm/scale_D"),
-    plain("hnorm.weight", "hidden_norm/scale_D"),
-    matrix("eh_proj.weight", "projection_ID"),
-    plain("shared_head.norm.weight", "final_norm/scale_D"),
-)
+PREDICTION = """
+enorm.weight            embedding_norm/scale_D
+hnorm.weight            hidden_norm/scale_D
+eh_proj.weight          projection_ID
+shared_head.norm.weight final_norm/scale_D
+"""
+SELECTION = "gate.e_score_correction_bias selection_bias_E=E"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +100,8 @@ DEEPSEEK_V3 = like_llama(
     | {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     tensors=(
         *TENSORS,
-        plain(LAYER + "mlp.gate.e_score_correction_bias", "layers/experts/selection_bias_E"),
-        *PREDICTION,
+        *rows(LAYER + "mlp.", "layers/experts/", SELECTION),
+        *rows(LAYER, "mtp/", PREDICTION),
     ),
     fused=FUSED,
     # The layer of multi-token prediction comes with copies of the embedding and the head.

@@ -7,58 +7,43 @@ holds which parameters (lm/hub/tensors.py). Nothing here knows a family by its n
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
 
 from lm.config import build, flatten
 from lm.errors import UserError, require
+from lm.hub.keys import TYPES
 from lm.hub.tensors import Tensor
 from lm.nn.config import TransformerConfig
 
 # What a model of the hub is unless its table says otherwise: values, or functions of other keys.
+# What is not here either is 0, False or "".
 STANDARD: dict[str, Any] = {
-    **dict.fromkeys(("embedding_scale", "logit_scale"), 1.0),
-    **dict.fromkeys(("logit_cap", "attention_cap", "expert_capacity_factor"), 0.0),
-    **dict.fromkeys(("num_encoder_layers", "start_token", "position_offset", "token_types"), 0),
-    **dict.fromkeys(("window", "kv_latent", "query_latent", "mtp_depth"), 0),
-    **dict.fromkeys(("num_experts", "expert_capacity"), 0),
-    **dict.fromkeys(("pooler", "next_sentence", "detector", "position_pad_aware"), False),
-    **dict.fromkeys(("norm_offset", "skip_first_norm", "embedding_norm"), False),
-    **dict.fromkeys(("parallel_block", "gated", "prefix_attention", "global_attention"), False),
-    **dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), False),
-    "attention_sinks": False,
     "d_ff": lambda model: 4 * model["d_model"],
     "num_kv_heads": lambda model: model["num_heads"],
     "head_width": lambda model: model["d_model"] // model["num_heads"],
     "attention_scale": lambda model: model["head_width"] ** -0.5,
     "rope_width": lambda model: model["head_width"],
     "value_width": lambda model: model["head_width"],
+    "expert_d_ff": lambda model: model["d_ff"],
+    "attention_backend": "plain",  # another may be another function
 }
 STANDARD |= {"stack": "decoder", "norm_placement": "pre", "head": "linear", "head_bias": "none"}
 STANDARD |= {"final_norm": True, "query_key_norm": "none", "attention_pattern": "full"}
-STANDARD |= {"attention_backend": "plain"}  # another may be another function
-# Keys of what only some models have, as they are in the others.
-BUCKETS = {"position_buckets": 32, "position_max_distance": 128}
-ROPE: dict[str, Any] = {"rope_theta": 10_000.0, "rope_theta_local": 0.0, "rope_scaling": "none"}
-ROPE |= {"rope_factor": 1.0, "rope_original_positions": 0, "rope_low_frequency": 1.0}
-ROPE |= {"rope_high_frequency": 4.0, "rope_beta_fast": 32.0, "rope_beta_slow": 1.0}
-ROPE |= {"rope_truncate": True, "rope_attention_factor": 1.0, "rope_mscale": 0.0}
-EXPERTS: dict[str, Any] = {
-    **dict.fromkeys(("experts_per_token", "experts_every"), 1),
-    **dict.fromkeys(("router_groups", "router_groups_kept"), 1),
-    **dict.fromkeys(("shared_expert_d_ff", "dense_layers"), 0),
-    **dict.fromkeys(("shared_expert_gate", "router_bias", "router_selection_bias"), False),
-}
-EXPERTS |= {"router_score": "softmax", "router_group_score": "max", "router_scale": 1.0}
-EXPERTS |= {"expert_d_ff": lambda model: model["d_ff"], "router_renormalise": False}
+STANDARD |= {"embedding_scale": 1.0, "logit_scale": 1.0, "position_buckets": 32}
+STANDARD |= {"position_max_distance": 128, "rope_theta": 10_000.0, "rope_scaling": "none"}
+STANDARD |= {"rope_factor": 1.0, "rope_low_frequency": 1.0, "rope_high_frequency": 4.0}
+STANDARD |= {"rope_beta_fast": 32.0, "rope_beta_slow": 1.0, "rope_truncate": True}
+STANDARD |= {"rope_attention_factor": 1.0, "experts_per_token": 1, "experts_every": 1}
+STANDARD |= {"router_groups": 1, "router_groups_kept": 1, "router_score": "softmax"}
+STANDARD |= {"router_group_score": "max", "router_scale": 1.0, "initializer": "normal"}
+STANDARD |= {"initializer_std": 0.02, "scan_layers": True, "remat": "none"}
+STANDARD |= {"feedforward_pieces": 1}
 # Keys on which no logit of a trained model depends: an export may lose them.
-FREE: dict[str, Any] = {
-    **dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0),
-    **dict.fromkeys(("activation_dropout", "final_dropout", "router_jitter"), 0.0),
-}
-FREE |= {"initializer": "normal", "initializer_std": 0.02, "scaled_residual_init": False}
-FREE |= {"scan_layers": True, "remat": "none", "offload": "", "feedforward_pieces": 1}
+FREE = r"\w+_dropout|router_jitter|initializer|initializer_std|scaled_residual_init"
+FREE += r"|scan_layers|remat|offload|feedforward_pieces"
 # What transformers asks of families without a width of heads.
 DIVIDE = "num_heads={num_heads} must divide d_model={d_model}"
 HEADS_DIVIDE = {DIVIDE: lambda config: config.d_model % config.num_heads == 0}
@@ -130,11 +115,10 @@ def read_keys(family, content):
             both = f"{model.get(ours)!r}; lm has one for both."
             require(model.get(ours, value) == value, f"{told} {both}")
             model[ours] = value
-    for source in (family.always, STANDARD, ROPE, BUCKETS, EXPERTS, FREE):
-        for ours, value in source.items():
-            if ours not in model:
-                model[ours] = value(model) if callable(value) else value
-    return model
+    for ours, value in (*family.always.items(), *STANDARD.items()):
+        if ours not in model:
+            model[ours] = value(model) if callable(value) else value
+    return {ours: kind() for ours, kind in TYPES.items()} | model
 
 
 def write_keys(family, config):
@@ -144,12 +128,7 @@ def write_keys(family, config):
     content: dict[str, Any] = {"architectures": [*fitting, *options][:1]}
     content["model_type"] = family.model_type
     for row in family.keys:
-        for name, value in row.write(config).items():
-            *parents, last = name.split(".")
-            node = content
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = value
+        content |= row.write(config)
     more = family.written.items()
     return content | {name: x(config) if callable(x) else x for name, x in more}
 
@@ -162,20 +141,21 @@ def obstacles(family, config):
     except UserError as error:
         return [str(error).rstrip(".")]
     # The keys on which no logit of a model of this config depends.
-    layers, idle = config.layers(), {*FREE}
-    idle |= {*ROPE} if config.position != "rope" else set()
-    idle |= {*BUCKETS} if config.position != "buckets" else set()
-    idle |= {*EXPERTS} if not config.num_experts else set()
-    if not any(layer.local for layer in layers):
-        idle |= {"window", "rope_theta_local"}
-    if all(layer.experts for layer in layers):
-        idle.add("d_ff")
-    if back.layers() == layers:
-        idle |= {"attention_pattern", "dense_layers", "experts_every"}
+    layers = config.layers()
+    names = {
+        FREE: True,
+        r"rope_(?!width)\w+": config.position != "rope",
+        "position_(buckets|max_distance)": config.position != "buckets",
+        r"(router|experts?|shared_expert)_\w+": not config.num_experts,
+        "window|rope_theta_local": not any(layer.local for layer in layers),
+        "d_ff": all(layer.experts for layer in layers),
+        "attention_pattern|dense_layers|experts_every": back.layers() == layers,
+    }
+    idle = "|".join(name for name, holds in names.items() if holds)
     return [
         f"model.{ours}={value!r} would become {getattr(back, ours)!r}"
         for ours, value in dataclasses.asdict(config).items()
-        if value != getattr(back, ours) and ours not in idle
+        if value != getattr(back, ours) and not re.fullmatch(idle, ours)
     ] + broken_limits(family, config)
 
 

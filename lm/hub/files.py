@@ -38,31 +38,24 @@ def read_json(path):
     return content
 
 
-class TensorFiles(contextlib.AbstractContextManager):
-    """The tensors of a folder, read one at a time into memory that is theirs alone. A context
-    manager. names: of all tensors. Raises UserError for files that are not what they should be.
+class TensorFiles:
+    """The tensors of a folder, read one at a time into memory that is theirs alone. names: of all
+    tensors. Raises UserError for files that are not what they should be.
     """
 
     def __init__(self, folder):
-        self._stack = contextlib.ExitStack()
         self._file_of, self._unreturned = {}, 0
-        with contextlib.ExitStack() as stack:  # closes what is open if the next file is bad
-            for path in _tensor_paths(folder):
-                try:
-                    # Not mapped: pages of a map once read count as this process's memory.
-                    opened = safe_open(path, framework="np", backend="pread")
-                except SafetensorError as error:
-                    told = f"{path} is truncated or is no safetensors file ({error})"
-                    raise UserError(f"{told}; fetch it again.") from None
-                file = stack.enter_context(opened)
-                for name in file.offset_keys():
-                    require(name not in self._file_of, f"{path} holds {name!r} a second time.")
-                    self._file_of[name] = file
-            self._stack = stack.pop_all()
+        for path in _tensor_paths(folder):
+            try:
+                # Not mapped: pages of a map once read count as this process's memory.
+                file = safe_open(path, framework="np", backend="pread")
+            except SafetensorError as error:
+                told = f"{path} is truncated or is no safetensors file ({error})"
+                raise UserError(f"{told}; fetch it again.") from None
+            for name in file.offset_keys():
+                require(name not in self._file_of, f"{path} holds {name!r} a second time.")
+                self._file_of[name] = file
         self.names = frozenset(self._file_of)
-
-    def __exit__(self, *_):
-        self._stack.close()
 
     def shape(self, name):
         return tuple(self._file_of[name].get_slice(name).get_shape())

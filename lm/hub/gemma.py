@@ -5,7 +5,7 @@
 from lm.hub.family import HEADS_DIVIDE
 from lm.hub.keys import ACTIVATIONS, Key, Rope, Windows, altered, found, without
 from lm.hub.llama import ATTENTION, ATTENTION_BIAS, ENDS, FEEDFORWARD, LAYER, like_llama, sizes
-from lm.hub.tensors import Tensor, norm
+from lm.hub.tensors import rows
 
 ALWAYS = {"norm_offset": True, "embedding_scale": lambda model: model["d_model"] ** 0.5}
 # "gelu" of the first releases means the tanh form.
@@ -41,13 +41,13 @@ GEMMA2_KEYS = (
     Key("final_logit_softcapping", "logit_cap", 30.0, null=0.0),
     Key("attn_logit_softcapping", "attention_cap", 50.0, null=0.0),
 )
-SANDWICH = (
-    *norm(LAYER + "input_layernorm", "layers/attention_norm"),
-    *norm(LAYER + "post_attention_layernorm", "layers/attention_output_norm"),
-    *norm(LAYER + "pre_feedforward_layernorm", "layers/feedforward_norm"),
-    *norm(LAYER + "post_feedforward_layernorm", "layers/feedforward_output_norm"),
-)
-NORMED = (*ENDS, *SANDWICH, *ATTENTION, *FEEDFORWARD)
+SANDWICH = """
+input_layernorm            attention_norm
+post_attention_layernorm   attention_output_norm
+pre_feedforward_layernorm  feedforward_norm
+post_feedforward_layernorm feedforward_output_norm
+"""
+NORMED = (*rows("", "", ENDS), *rows(LAYER, "layers/", SANDWICH + ATTENTION), *FEEDFORWARD)
 EVERY = ("sliding_window_pattern", 6, int)
 GEMMA2 = like_llama(
     "gemma2",
@@ -79,15 +79,15 @@ GEMMA3 = like_llama(
     tensors=NORMED,
 )
 
+FULL_NORMS = """
+q_norm.weight query_norm/scale_NH=NH
+k_norm.weight key_norm/scale_KH=KH
+"""
 OLMO2_SIZES = sizes(50304, 2048, 4096, 32, 32, None, 11008, rms_norm_eps=1e-5)
 OLMO2 = like_llama(
     "olmo2",
     "Olmo2ForCausalLM",
     (*OLMO2_SIZES, Rope(), *ATTENTION_BIAS),
     {"norm_placement": "output", "query_key_norm": "full"},
-    tensors=(
-        *NORMED,
-        Tensor(LAYER + "self_attn.q_norm.weight", {"layers/attention/query_norm/scale_NH": "NH"}),
-        Tensor(LAYER + "self_attn.k_norm.weight", {"layers/attention/key_norm/scale_KH": "KH"}),
-    ),
+    tensors=(*NORMED, *rows(LAYER + "self_attn.", "layers/attention/", FULL_NORMS)),
 )

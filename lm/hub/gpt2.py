@@ -10,7 +10,7 @@ from typing import Any
 from lm.errors import require
 from lm.hub.family import HEADS_DIVIDE, STANDARD, Family
 from lm.hub.keys import ACTIVATIONS, Key, altered, found, keys, pattern_of
-from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain, under
+from lm.hub.tensors import rows
 
 LAYER = "transformer.h.{layer}."
 SIZES = (
@@ -20,34 +20,43 @@ SIZES = (
 )
 ALWAYS = {"position": "learned", "norm": "layer_norm", "norm_bias": True}
 ALWAYS |= dict.fromkeys(("qkv_bias", "attention_output_bias", "feedforward_bias"), True)
-QUERY_KEY_VALUE = {"query_DNH": "D,NH", "key_DKH": "D,KH", "value_DKH": "D,KH"}
-QUERY_KEY_VALUE_BIAS = {"query_bias_NH": "NH", "key_bias_KH": "KH", "value_bias_KH": "KH"}
-CONV1D = under(
-    LAYER,
-    "layers/",
-    *under(
-        "attn.c_attn.",
-        "attention/",
-        Tensor("weight", QUERY_KEY_VALUE, joined=1),
-        Tensor("bias", QUERY_KEY_VALUE_BIAS),
-    ),
-    Tensor("attn.c_proj.weight", {"attention/output_NHD": "NH,D"}),
-    plain("attn.c_proj.bias", "attention/output_bias_D"),
-    plain("mlp.c_fc.weight", "feedforward/up_DF"),
-    plain("mlp.c_fc.bias", "feedforward/up_bias_F"),
-    plain("mlp.c_proj.weight", "feedforward/down_FD"),
-    plain("mlp.c_proj.bias", "feedforward/down_bias_D"),
-)
-HEAD = matrix("lm_head.weight", "head/kernel_DV")
-TABLES = (
-    plain("transformer.wte.weight", "embed/table_VD"),
-    plain("transformer.wpe.weight", "positions/table_PD"),
-    *norm("transformer.ln_f", "final_norm"),
-)
-PRE_NORMS = (
-    *norm(LAYER + "ln_1", "layers/attention_norm"),
-    *norm(LAYER + "ln_2", "layers/feedforward_norm"),
-)
+CONV1D = """
+attn.c_attn.weight attention/query_DNH=D,NH attention/key_DKH=D,KH attention/value_DKH=D,KH joined=1
+attn.c_attn.bias   attention/query_bias_NH=NH attention/key_bias_KH=KH attention/value_bias_KH=KH
+attn.c_proj.weight attention/output_NHD=NH,D
+attn.c_proj.bias   attention/output_bias_D
+mlp.c_fc.weight    feedforward/up_DF=D,F
+mlp.c_fc.bias      feedforward/up_bias_F
+mlp.c_proj.weight  feedforward/down_FD=F,D
+mlp.c_proj.bias    feedforward/down_bias_D
+"""
+ENDS = """
+transformer.wte.weight embed/table_VD
+transformer.wpe.weight positions/table_PD
+transformer.ln_f       final_norm
+lm_head.weight         head/kernel_DV
+"""
+GPT_ENDS = """
+transformer.tokens_embed.weight    embed/table_VD
+transformer.positions_embed.weight positions/table_PD
+lm_head.weight                     head/kernel_DV
+"""
+PRE_NORMS = """
+ln_1 attention_norm
+ln_2 feedforward_norm
+"""
+POST_NORMS = """
+ln_1 attention_residual_norm
+ln_2 feedforward_residual_norm
+"""
+NEO = """
+attn.attention.q_proj   attention/query_DNH
+attn.attention.k_proj   attention/key_DKH
+attn.attention.v_proj   attention/value_DKH
+attn.attention.out_proj attention/output_NHD
+mlp.c_fc                feedforward/up_DF
+mlp.c_proj              feedforward/down_FD
+"""
 
 
 GPT2 = Family(
@@ -58,7 +67,7 @@ GPT2 = Family(
     required={"add_cross_attention": False, "scale_attn_weights": True}
     | {"scale_attn_by_inverse_layer_idx": False},
     limits=HEADS_DIVIDE,
-    tensors=(*TABLES, *PRE_NORMS, *CONV1D, HEAD),
+    tensors=(*rows("", "", ENDS), *rows(LAYER, "layers/", PRE_NORMS + CONV1D)),
     prefix="transformer.",
     ignored=r"transformer\.h\.\d+\.attn\.(masked_)?bias",
 )
@@ -74,13 +83,7 @@ GPT = dataclasses.replace(
     ),
     always={**ALWAYS, "norm_placement": "post", "final_norm": False},
     required={},
-    tensors=(
-        plain("transformer.tokens_embed.weight", "embed/table_VD"),
-        plain("transformer.positions_embed.weight", "positions/table_PD"),
-        *norm(LAYER + "ln_1", "layers/attention_residual_norm"),
-        *norm(LAYER + "ln_2", "layers/feedforward_residual_norm"),
-        *(*CONV1D, HEAD),
-    ),
+    tensors=(*rows("", "", GPT_ENDS), *rows(LAYER, "layers/", POST_NORMS + CONV1D)),
 )
 
 
@@ -109,8 +112,6 @@ class Alternation:
         return {"attention_types": [[names, 1]], "window_size": config.window or 256}
 
 
-NEO = LAYER + "attn.attention."
-
 GPT_NEO = dataclasses.replace(
     GPT,
     model_type="gpt_neo",
@@ -123,12 +124,6 @@ GPT_NEO = dataclasses.replace(
         Alternation(),
     ),
     always={**ALWAYS, "qkv_bias": False, "attention_scale": 1.0},
-    tensors=(
-        *(*TABLES, *PRE_NORMS),
-        *attention(NEO, "layers/attention/", ("q_proj", "k_proj", "v_proj", "out_proj")),
-        *linear(LAYER + "mlp.c_fc", "layers/feedforward/up_DF"),
-        *linear(LAYER + "mlp.c_proj", "layers/feedforward/down_FD"),
-        HEAD,
-    ),
+    tensors=(*rows("", "", ENDS), *rows(LAYER, "layers/", PRE_NORMS + NEO)),
     ignored=r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",
 )

@@ -6,13 +6,18 @@ lm does not read; transformers saves them in bfloat16.
 
 from lm.hub.keys import Key, Rope, Windows, keys, without
 from lm.hub.llama import LAYER, TENSORS, like_llama, sizes
-from lm.hub.tensors import Tensor, linear, plain, under
+from lm.hub.tensors import rows
 
 YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
 YARN |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 SIZES = sizes(201088, 131072, 2880, 36, 64, 8, 2880, head_dim=64, rms_norm_eps=1e-5)
-GATE_UP = {"gate_EDF": "E,D,F,1", "up_EDF": "E,D,F,1"}
-GATE_UP_BIAS = {"gate_bias_EF": "E,F,1", "up_bias_EF": "E,F,1"}
+EXPERTS = """
+router                    router_DE
+experts.gate_up_proj      gate_EDF=E,D,F,1 up_EDF=E,D,F,1 joined=3 merged=2
+experts.gate_up_proj_bias gate_bias_EF=E,F,1 up_bias_EF=E,F,1 joined=2 merged=1
+experts.down_proj         down_EFD=E,F,D
+experts.down_proj_bias    down_bias_ED=E,D
+"""
 
 GPT_OSS = like_llama(
     "gpt_oss",
@@ -31,15 +36,7 @@ GPT_OSS = like_llama(
     required={"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
     tensors=(
         *TENSORS,
-        plain(LAYER + "self_attn.sinks", "layers/attention/sinks_N"),
-        *under(
-            LAYER + "mlp.",
-            "layers/experts/",
-            *linear("router", "router_DE"),
-            Tensor("experts.gate_up_proj", GATE_UP, joined=3, merged=2),
-            Tensor("experts.gate_up_proj_bias", GATE_UP_BIAS, joined=2, merged=1),
-            plain("experts.down_proj", "down_EFD"),
-            plain("experts.down_proj_bias", "down_bias_ED"),
-        ),
+        *rows(LAYER + "self_attn.", "layers/attention/", "sinks sinks_N=N"),
+        *rows(LAYER + "mlp.", "layers/experts/", EXPERTS),
     ),
 )

@@ -85,12 +85,12 @@ def found(flat, name, default, kind=float, least=1):
 class Key:
     """A value of config.json, and the keys of TransformerConfig that have it.
 
-    theirs: its names, between spaces, "a.b" for a member of an object; the first that is there is
-    read, all are written. ours: the keys, between spaces. default: the value, in our terms, where
-    config.json has none or null, or a function that gets it from the dict of our keys in the rows
-    above. values: {theirs: ours}, if they are called differently. null: what null means, in our
-    terms, if not the default. least: of whole numbers. to_ours, to_theirs: functions of the value
-    and our other keys, if it is computed; kind: the type of theirs then.
+    theirs: its names, between spaces; the first that is there is read, all are written. ours: the
+    keys, between spaces. default: the value, in our terms, where config.json has none or null, or a
+    function that gets it from the dict of our keys in the rows above. values: {theirs: ours}, if
+    they are called differently. null: what null means, in our terms, if not the default. least: of
+    whole numbers. to_ours, to_theirs: functions of the value and our other keys, if it is computed;
+    kind: the type of theirs then.
     """
 
     theirs: str
@@ -177,21 +177,19 @@ def without(rows, *names):
 
 
 # The members of config.json's rotary parameters, and which of them each of lm's scalings has.
-MEMBERS = {
-    "factor": "rope_factor",
-    "original_max_position_embeddings": "rope_original_positions",
-    "low_freq_factor": "rope_low_frequency",
-    "high_freq_factor": "rope_high_frequency",
-    "beta_fast": "rope_beta_fast",
-    "beta_slow": "rope_beta_slow",
-    "truncate": "rope_truncate",
-}
-SCALINGS = {
-    "none": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
-}
+MEMBERS = (
+    Key("factor", "rope_factor", None),
+    Key(
+        "original_max_position_embeddings", "rope_original_positions", lambda x: x["max_positions"]
+    ),
+    Key("low_freq_factor", "rope_low_frequency", None),
+    Key("high_freq_factor", "rope_high_frequency", None),
+    Key("beta_fast", "rope_beta_fast", 32.0),
+    Key("beta_slow", "rope_beta_slow", 1.0),
+    Key("truncate", "rope_truncate", True),
+)
+SCALINGS: dict[str, tuple[Key, ...]] = {"none": (), "linear": MEMBERS[:1], "llama3": MEMBERS[:4]}
+SCALINGS |= {"yarn": (*MEMBERS[:2], *MEMBERS[4:])}
 # What else they may have: read by hand, or without a meaning.
 FURTHER = ("rope_type", "type", "rope_theta", "attention_factor", "mscale", "mscale_all_dim")
 
@@ -225,13 +223,19 @@ class Rope:
         kind = given.get("rope_type") or given.get("type") or "default"
         require_in("rope_type", kind, ("default", "linear", "llama3", "yarn"))
         scaling = "none" if kind == "default" else kind
-        _refuse_others(given, MEMBERS)
+        _refuse_others(given, [row.theirs for row in MEMBERS])
         theirs = local.get("rope_type", "default")
         told = f"rope_type={theirs!r} of sliding_attention must be 'default'."
         require(theirs == "default", told)
         _refuse_others(local, ())
         keys = {"rope_theta": _theta(given, flat, self.old[0], self.theta), "rope_scaling": scaling}
-        keys |= _scaling(scaling, given, model)
+        positions = given.get("original_max_position_embeddings")
+        if scaling == "yarn" and type(positions) is int and positions > 0:
+            given = {"factor": model["max_positions"] / positions} | given
+        for row in SCALINGS[scaling]:
+            keys |= row.read(given, model)
+            told = f"rotary positions of {scaling!r} need {row.theirs}."
+            require(keys[row.ours] is not None, told)
         if self.theta_local:
             keys["rope_theta_local"] = _theta(local, flat, self.old[1], self.theta_local)
         if scaling == "yarn":
@@ -250,7 +254,8 @@ class Rope:
     def write(self, config):
         scaling = config.rope_scaling
         given = {"rope_type": "default" if scaling == "none" else scaling}
-        given |= {name: getattr(config, MEMBERS[name]) for name in SCALINGS[scaling]}
+        for row in SCALINGS[scaling]:
+            given |= row.write(config)
         if config.rope_mscale:
             given |= dict.fromkeys(("mscale", "mscale_all_dim"), config.rope_mscale)
         natural = 1.0 if config.rope_mscale else 0.1 * math.log(max(1.0, config.rope_factor)) + 1
@@ -282,21 +287,6 @@ def _refuse_others(given, known):
 def _theta(given, flat, name, default):
     other = default if flat.get(name) is None else flat[name]
     return checked(name, given.get("rope_theta", other), float)
-
-
-def _scaling(scaling, given, model):
-    """The keys of a scaling, from the members given of config.json."""
-    standard = {"original_max_position_embeddings": model["max_positions"]}
-    standard |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
-    positions = given.get("original_max_position_embeddings")
-    if scaling == "yarn" and type(positions) is int and positions > 0:
-        standard["factor"] = model["max_positions"] / positions
-    keys = {}
-    for name in SCALINGS[scaling]:
-        value = given.get(name, standard.get(name))
-        require(value is not None, f"rotary positions of {scaling!r} need {name}.")
-        keys[MEMBERS[name]] = checked(name, value, TYPES[MEMBERS[name]])
-    return keys
 
 
 def pattern_of(local):

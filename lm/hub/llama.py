@@ -12,7 +12,7 @@ import dataclasses
 
 from lm.hub.family import HEADS_DIVIDE, STANDARD, Family
 from lm.hub.keys import Rope, altered, keys, without
-from lm.hub.tensors import attention, linear, matrix, norm, plain
+from lm.hub.tensors import rows
 
 LAYER = "model.layers.{layer}."
 
@@ -35,33 +35,30 @@ def sizes(vocab_size, length, width, layers, heads, kv_heads, hidden, **others):
 ATTENTION_BIAS = keys(attention_bias=False)
 ALWAYS = {"position": "rope", "norm": "rms_norm", "norm_bias": False, "gated": True}
 # What a model does not have of these, as norms of queries and keys, is in none of its files.
-ENDS = (
-    plain("model.embed_tokens.weight", "embed/table_VD"),
-    *norm("model.norm", "final_norm"),
-    matrix("lm_head.weight", "head/kernel_DV"),
-)
-PRE_NORMS = (
-    *norm(LAYER + "input_layernorm", "layers/attention_norm"),
-    *norm(LAYER + "post_attention_layernorm", "layers/feedforward_norm"),
-)
-ATTENTION = (
-    *attention(LAYER + "self_attn.", "layers/attention/"),
-    plain(LAYER + "self_attn.q_norm.weight", "layers/attention/query_norm/scale_H"),
-    plain(LAYER + "self_attn.k_norm.weight", "layers/attention/key_norm/scale_H"),
-)
-
-
-def gated(start, ours):
-    """Rows of a feed-forward with a gate, whose parameters begin with `ours`."""
-    return (
-        *linear(f"{start}gate_proj", f"{ours}gate_DF"),
-        *linear(f"{start}up_proj", f"{ours}up_DF"),
-        *linear(f"{start}down_proj", f"{ours}down_FD"),
-    )
-
-
-FEEDFORWARD = gated(LAYER + "mlp.", "layers/feedforward/")
-TENSORS = (*ENDS, *PRE_NORMS, *ATTENTION, *FEEDFORWARD)
+ENDS = """
+model.embed_tokens.weight embed/table_VD
+model.norm                final_norm
+lm_head.weight            head/kernel_DV
+"""
+PRE_NORMS = """
+input_layernorm          attention_norm
+post_attention_layernorm feedforward_norm
+"""
+ATTENTION = """
+self_attn.q_proj        attention/query_DNH
+self_attn.k_proj        attention/key_DKH
+self_attn.v_proj        attention/value_DKH
+self_attn.o_proj        attention/output_NHD
+self_attn.q_norm.weight attention/query_norm/scale_H
+self_attn.k_norm.weight attention/key_norm/scale_H
+"""
+GATED = """
+gate_proj gate_DF
+up_proj   up_DF
+down_proj down_FD
+"""
+FEEDFORWARD = rows(LAYER + "mlp.", "layers/feedforward/", GATED)
+TENSORS = (*rows("", "", ENDS), *rows(LAYER, "layers/", PRE_NORMS + ATTENTION), *FEEDFORWARD)
 
 
 def like_llama(model_type, architecture, keys, always=None, tensors=TENSORS, **others):

@@ -2,12 +2,28 @@
 three. Query, key and value are rows of one matrix, gate and up of another.
 """
 
-from lm.hub.bert import HEADLESS, MASKED, head
+from lm.hub.bert import HEADLESS, MASKED
 from lm.hub.family import HEADS_DIVIDE, Family
 from lm.hub.keys import Rope, Windows, found, keys
-from lm.hub.tensors import linear, norm, plain, under
+from lm.hub.tensors import rows
 
-LAYER = "model.layers.{layer}."
+ENDS = """
+model.embeddings.tok_embeddings.weight embed/table_VD
+model.embeddings.norm embedding_norm
+model.final_norm      final_norm
+head.dense            head/transform_DM
+head.norm             head/norm
+decoder.weight        head/kernel_DV
+decoder.bias          head/bias_V
+"""
+LAYERS = """
+attn_norm attention_norm
+attn.Wqkv attention/query_DNH attention/key_DKH attention/value_DKH
+attn.Wo   attention/output_NHD
+mlp_norm  feedforward_norm
+mlp.Wi    feedforward/gate_DF feedforward/up_DF
+mlp.Wo    feedforward/down_FD
+"""
 EVERY = ("global_attn_every_n_layers", 3, int)
 
 MODERNBERT = Family(
@@ -33,20 +49,5 @@ MODERNBERT = Family(
     required={"decoder_bias": True, "rope_scaling.type": None, "rope_scaling.rope_type": None},
     written={"pad_token_id": None},
     limits=HEADS_DIVIDE,
-    tensors=(
-        plain("model.embeddings.tok_embeddings.weight", "embed/table_VD"),
-        *norm("model.embeddings.norm", "embedding_norm"),
-        *norm(LAYER + "attn_norm", "layers/attention_norm"),
-        *under(
-            LAYER + "attn.",
-            "layers/attention/",
-            *linear("Wqkv", "query_DNH", "key_DKH", "value_DKH"),
-            *linear("Wo", "output_NHD"),
-        ),
-        *norm(LAYER + "mlp_norm", "layers/feedforward_norm"),
-        *linear(LAYER + "mlp.Wi", "layers/feedforward/gate_DF", "layers/feedforward/up_DF"),
-        *linear(LAYER + "mlp.Wo", "layers/feedforward/down_FD"),
-        *norm("model.final_norm", "final_norm"),
-        *head("head.dense", "head.norm", "decoder", "decoder.bias"),
-    ),
+    tensors=(*rows("", "", ENDS), *rows("model.layers.{layer}.", "layers/", LAYERS)),
 )

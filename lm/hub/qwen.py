@@ -1,9 +1,10 @@
 """Qwen 2 (arXiv:2407.10671) and 3 (arXiv:2505.09388), dense and with experts."""
 
+from lm.hub import mistral
 from lm.hub.keys import Key, Rope, Windows, found, keys
-from lm.hub.llama import ATTENTION_BIAS, LAYER, TENSORS, gated, like_llama, sizes
-from lm.hub.mistral import FUSED, ROUTER, experts
-from lm.hub.tensors import Tensor
+from lm.hub.llama import ATTENTION_BIAS, GATED, LAYER, TENSORS, like_llama, sizes
+from lm.hub.mistral import ROUTER
+from lm.hub.tensors import rows
 
 SIZES = (151936, 32768, 4096, 32, 32, 32, 22016)
 # Local are, where config.json does not list them, those from a number on; of Qwen 2 with experts
@@ -32,10 +33,17 @@ def routing(chosen, count, width):
     )
 
 
-EXPERTS = (ROUTER, *experts(LAYER + "mlp.experts", "gate_proj", "up_proj", "down_proj"))
+PLAIN_EXPERTS = """
+experts.{expert}.gate_proj.weight gate_EDF
+experts.{expert}.up_proj.weight   up_EDF
+experts.{expert}.down_proj.weight down_EFD
+"""
+EXPERTS = rows(LAYER + "mlp.", "layers/experts/", ROUTER + PLAIN_EXPERTS)
+FUSED = rows(LAYER + "mlp.", "layers/experts/", mistral.FUSED)
+SHARED_GATE = "shared_expert_gate.weight shared_gate_D=1,D"
 SHARED_EXPERT = (
-    *gated(LAYER + "mlp.shared_expert.", "layers/experts/shared/"),
-    Tensor(LAYER + "mlp.shared_expert_gate.weight", {"layers/experts/shared_gate_D": "1,D"}),
+    *rows(LAYER + "mlp.shared_expert.", "layers/experts/shared/", GATED),
+    *rows(LAYER + "mlp.", "layers/experts/", SHARED_GATE),
 )
 
 QWEN2_MOE = like_llama(

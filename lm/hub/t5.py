@@ -6,7 +6,7 @@ import dataclasses
 
 from lm.hub.family import Family
 from lm.hub.keys import Key, altered, keys, scaled
-from lm.hub.tensors import Tensor, attention, linear, matrix, norm, plain
+from lm.hub.tensors import rows
 
 SIZES = (
     Key("num_layers", "num_encoder_layers", 6),
@@ -26,53 +26,51 @@ def scale(model):
     return model["d_model"] ** -0.5 if model["tied_embedding"] else 1.0
 
 
-def stack(name, start, last, rows):
-    """Rows of the encoder or the decoder, whose parameters begin with `start` and whose
-    feed-forward, the part `last` of a layer, has rows(its name, what its parameters begin with).
-    """
-    block, layers = f"{name}.block.{{layer}}.layer.", f"{start}layers/"
-    # The layers share it; in the files it is the first one's.
-    bias = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+ENDS = """
+shared.weight  embed/table_VD
+lm_head.weight head/kernel_DV
+"""
+# The layers share the table; in the files it is the first one's.
+STACK = """
+block.0.layer.0.SelfAttention.relative_attention_bias.weight positions/table_RN
+final_layer_norm final_norm
+block.{layer}.layer.0.layer_norm      layers/attention_norm
+block.{layer}.layer.0.SelfAttention.q layers/attention/query_DNH
+block.{layer}.layer.0.SelfAttention.k layers/attention/key_DKH
+block.{layer}.layer.0.SelfAttention.v layers/attention/value_DKH
+block.{layer}.layer.0.SelfAttention.o layers/attention/output_NHD
+"""
+CROSS = """
+layer_norm        cross_attention_norm
+EncDecAttention.q cross_attention/query_DNH
+EncDecAttention.k cross_attention/key_DKH
+EncDecAttention.v cross_attention/value_DKH
+EncDecAttention.o cross_attention/output_NHD
+"""
+DENSE = """
+layer_norm feedforward_norm
+DenseReluDense.wi.weight   feedforward/up_DF gated=0
+DenseReluDense.wi_0.weight feedforward/gate_DF
+DenseReluDense.wi_1.weight feedforward/up_DF gated=1
+DenseReluDense.wo.weight   feedforward/down_FD
+"""
+# A layer has either the one or the others.
+SPARSE = """
+mlp.router.classifier                  experts/router_DE
+mlp.experts.expert_{expert}.wi.weight experts/up_EDF
+mlp.experts.expert_{expert}.wo.weight experts/down_EFD
+"""
+SPARSE += DENSE.replace("DenseReluDense", "mlp")
+
+
+def tensors(feedforward):
+    """Rows of a model with these in the last part of each layer."""
+    layer = "block.{layer}.layer."
     return (
-        plain(bias, f"{start}positions/table_RN"),
-        *norm(f"{block}0.layer_norm", f"{layers}attention_norm"),
-        *attention(f"{block}0.SelfAttention.", f"{layers}attention/", "qkvo"),
-        Tensor(f"{block}{last}.layer_norm.weight", {f"{layers}feedforward_norm/scale_D": "D"}),
-        *rows(f"{block}{last}.", layers),
-        *norm(f"{name}.final_layer_norm", f"{start}final_norm"),
-    )
-
-
-def tensors(rows):
-    cross = "decoder.block.{layer}.layer.1."
-    return (
-        plain("shared.weight", "embed/table_VD"),
-        *(*stack("encoder", "encoder/", 1, rows), *stack("decoder", "", 2, rows)),
-        *norm(f"{cross}layer_norm", "layers/cross_attention_norm"),
-        *attention(f"{cross}EncDecAttention.", "layers/cross_attention/", "qkvo"),
-        matrix("lm_head.weight", "head/kernel_DV"),
-    )
-
-
-def dense(start, layers, name="DenseReluDense."):
-    """Rows of a feed-forward, of two matrices or, gated, of three."""
-    up, gate, down = (f"{layers}feedforward/{name}" for name in ("up_DF", "gate_DF", "down_FD"))
-    return (
-        Tensor(f"{start}{name}wi.weight", {up: "F,D"}, given={"gated": False}),
-        Tensor(f"{start}{name}wi_0.weight", {gate: "F,D"}),
-        Tensor(f"{start}{name}wi_1.weight", {up: "F,D"}, given={"gated": True}),
-        Tensor(f"{start}{name}wo.weight", {down: "D,F"}),
-    )
-
-
-def sparse(start, layers):
-    """Rows of a feed-forward and of experts, of which a layer has the one or the others."""
-    expert = f"{start}mlp.experts.expert_{{expert}}."
-    return (
-        *dense(start, layers, "mlp."),
-        *linear(f"{start}mlp.router.classifier", f"{layers}experts/router_DE"),
-        matrix(f"{expert}wi.weight", f"{layers}experts/up_EDF"),
-        matrix(f"{expert}wo.weight", f"{layers}experts/down_EFD"),
+        *(*rows("", "", ENDS), *rows("encoder.", "encoder/", STACK), *rows("decoder.", "", STACK)),
+        *rows(f"encoder.{layer}1.", "encoder/layers/", feedforward),
+        *rows(f"decoder.{layer}1.", "layers/", CROSS),
+        *rows(f"decoder.{layer}2.", "layers/", feedforward),
     )
 
 
@@ -89,7 +87,7 @@ T5 = Family(
     ),
     always=ALWAYS,
     written={"pad_token_id": lambda config: config.start_token},
-    tensors=tensors(dense),
+    tensors=tensors(DENSE),
     copies=COPIES,
     prefix="",
     ignored=UNUSED,
@@ -122,5 +120,5 @@ SWITCH = dataclasses.replace(
     always=ALWAYS | {"logit_scale": scale},
     required={"router_dtype": "float32"},
     limits={OFTEN: lambda config: config.experts_every <= 2},
-    tensors=tensors(sparse),
+    tensors=tensors(SPARSE),
 )

@@ -16,7 +16,7 @@ class Tensor:
     of the parameter that it runs over: a tensor (N*H, D) holds query_DNH as "NH,D". A small letter
     is a dim whose rotated pairs are neighbours in the tensor, and lie half its width apart in ours;
     1 is a dim of size 1. A tensor whose parameters the config does not have is not there.
-    given: keys of TransformerConfig and the values without which it is not there either.
+    gated: 1: it is of models with a gate; 0: of those without; None: of both.
     joined: the dim along which the parts follow one another. merged: a dim that is then made one
     with the next: parts "N,U,C" and "N,W,C" joined along 1 and merged from 0 are a tensor
     (N*(U+W), C), which has both in each head.
@@ -26,54 +26,48 @@ class Tensor:
     parts: dict[str, str]
     joined: int = 0
     merged: int | None = None
-    given: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gated: int | None = None
 
 
-def under(start, ours, *rows):
-    """The rows, with `start` before the names of tensors and `ours` before those of parameters."""
-    moved = []
-    for row in rows:
-        parts = {ours + parameter: layout for parameter, layout in row.parts.items()}
-        moved.append(dataclasses.replace(row, name=start + row.name, parts=parts))
-    return tuple(moved)
+OPTIONS = ("joined", "merged", "gated")
 
 
-def plain(name, parameter):
-    """The row of a parameter that lies in the tensor as it does in ours."""
-    return Tensor(name, {parameter: ",".join(parameter.rsplit("_", 1)[1])})
-
-
-def matrix(name, *kernels):
-    """The row of a Linear's weight, (out, in), whose outputs those of one or more kernels are, one
-    after the other. Of a kernel with heads these are one dim; its experts have a tensor each.
+def rows(start, ours, table):
+    """The rows of a table. A line has a name, after `start`, and parameters, after `ours`: a norm,
+    or kernels whose outputs follow one another in a Linear, which has a weight (out, in), heads
+    being one dim, and a bias. A name with .weight or .bias is that tensor alone, and one whose
+    parameters have their =layout is the tensor's own. OPTIONS: with values, as Tensor says.
     """
-    parts = {}
-    for kernel in kernels:
-        dims = kernel.rsplit("_", 1)[1].removeprefix("E")
-        cut = -1 if dims.endswith("D") else 1
-        parts[kernel] = f"{dims[cut:]},{dims[:cut]}"
-    return Tensor(name, parts)
+    found = []
+    for line in filter(None, table.splitlines()):
+        name, *words = line.split()
+        pairs = dict(word.partition("=")[::2] for word in words)
+        options = {key: int(pairs.pop(key)) for key in OPTIONS if key in pairs}
+        parts = {ours + key: layout or _layout(key) for key, layout in pairs.items()}
+        if name.endswith((".weight", ".bias")) or any(pairs.values()):
+            found.append(Tensor(start + name, parts, **options))
+            continue
+        biases = {_bias(key, layout): layout.split(",")[0] for key, layout in parts.items()}
+        if words[0].endswith("norm"):
+            parts, biases = ({f"{ours}{words[0]}/{part}_D": "D"} for part in ("scale", "bias"))
+        found += [Tensor(f"{start}{name}.weight", parts), Tensor(f"{start}{name}.bias", biases)]
+    return tuple(found)
 
 
-def linear(name, *kernels):
-    """The rows of a Linear's weight, as `matrix` has it, and of its bias."""
-    weight, biases = matrix(f"{name}.weight", *kernels), {}
-    for kernel, layout in weight.parts.items():
-        out = layout.split(",")[0]
-        biases[f"{kernel.rsplit('_', 1)[0]}_bias_{out}".replace("/kernel_bias", "/bias")] = out
-    return weight, Tensor(f"{name}.bias", biases)
+def _layout(parameter):
+    """Of a table or a vector as it lies in ours, of a kernel (out, in); experts have one each."""
+    dims = parameter.rsplit("_", 1)[-1]
+    if len(dims) == 1 or "table_" in parameter:
+        return ",".join(dims)
+    dims = dims.removeprefix("E")
+    cut = -1 if dims.endswith("D") else 1
+    return f"{dims[cut:]},{dims[:cut]}"
 
 
-def norm(name, ours):
-    """Rows of a norm's scale and bias."""
-    return plain(f"{name}.weight", f"{ours}/scale_D"), plain(f"{name}.bias", f"{ours}/bias_D")
-
-
-def attention(start, ours, names=("q_proj", "k_proj", "v_proj", "o_proj")):
-    """Rows of query, key, value and, if it is named, output: Linears of these names."""
-    kernels = ("query_DNH", "key_DKH", "value_DKH", "output_NHD")
-    pairs = (linear(name, kernel) for name, kernel in zip(names, kernels, strict=False))
-    return under(start, ours, *(row for pair in pairs for row in pair))
+def _bias(kernel, layout):
+    """The bias of the outputs of a kernel."""
+    name = f"{kernel.rsplit('_', 1)[0]}_bias_{layout.split(',')[0]}"
+    return name.replace("/kernel_bias", "/bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +155,7 @@ def slots(rows, shapes, config):
     after = [config.num_layers]  # the layer of multi-token prediction is the one after the last
     found = []
     for row in rows:
-        if any(getattr(config, key) != value for key, value in row.given.items()):
+        if row.gated not in (None, config.gated):
             continue
         stack, layers, rest = next(iter(row.parts)).partition("layers/")
         of_layer = layers and stack in numbers

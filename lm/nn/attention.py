@@ -392,12 +392,9 @@ def check_backend(config):
     }
     taken = inspect.signature(BACKENDS[name]).parameters
     for argument, (key, is_needed) in needed.items():
-        require(
-            argument in taken or not is_needed,
-            f"model.attention_backend={name!r} takes no {argument}, which model.{key}="
-            f"{getattr(config, key)!r} needs; add it to the function, or set "
-            "model.attention_backend='plain'.",
-        )
+        told = f"model.attention_backend={name!r} takes no {argument}, which model.{key}="
+        told += f"{getattr(config, key)!r} needs; add it to the function, or set"
+        require(argument in taken or not is_needed, f"{told} model.attention_backend='plain'.")
 
 
 def score_scale(config):

@@ -59,6 +59,7 @@ def begin(config, rows, cache, dtype, memory=None):
     what an encoder gave, or cache["cross"], for the context "cross".
     """
     contexts, index = {}, None if cache is None else cache["index"]
+    queries = {name: x for name, x in rows.items() if name != "global_BT"}
     positions_BT, segments_BT = rows["positions_BT"], rows.get("segments_BT")
     is_global = rows.get("global_BT")
     if cache is not None:
@@ -70,18 +71,10 @@ def begin(config, rows, cache, dtype, memory=None):
         if cache is not None:
             keys, written_rows = _written_rows(cache[name], keys, index, is_local)
             cache[name] = {**cache[name], **written_rows}
-        visible = Visible(
-            positions_BT,
-            segments_BT=segments_BT,
-            until_BT=rows.get("until_BT"),
-            global_BS=is_global if is_local else None,
-            window=config.window if is_local else 0,
-            causal=config.causal,
-            **keys,
-        )
-        turned = None
-        if config.position == "rope":
-            turned = rotation(positions_BT, config, dtype, is_local)
+        near = {"window": config.window, "global_BS": is_global} if is_local else {}
+        visible = Visible(**queries, **keys, **near, causal=config.causal)
+        rope = config.position == "rope"
+        turned = rotation(positions_BT, config, dtype, is_local) if rope else None
         contexts[name] = Context(visible, turned, index, global_BT=is_global)
     if memory is not None:
         contexts["cross"] = _cross(positions_BT, segments_BT, memory)
@@ -122,8 +115,5 @@ def take_rows(cache, rows_N):
         place = None if current_mesh() is None else ACTIVATIONS[place]
         return x.at[(slice(None),) * dim + (rows_N,)].get(out_sharding=place)
 
-    kinds = {name: part for name, part in cache.items() if name != "index"}
-    return {
-        "index": cache["index"],
-        **{name: {key: taken(key, x) for key, x in part.items()} for name, part in kinds.items()},
-    }
+    index, kinds = {"index": cache["index"]}, cache.keys() - {"index"}
+    return index | {n: {key: taken(key, x) for key, x in cache[n].items()} for n in kinds}

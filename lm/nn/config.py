@@ -2,50 +2,17 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
-from lm.errors import SET, require_all, require_in, require_ranges, require_together
+from lm.errors import SET, Section, require, require_in, require_together
 
 DROPOUTS = ("embedding", "attention", "residual", "activation", "final")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-OPTIONS = {
-    "stack": ("decoder", "encoder", "encoder_decoder"),
-    "position": (
-        *("learned", "sinusoid", "sinusoid_halves", "rope", "relative", "buckets", "alibi"),
-        "none",
-    ),
-    "head": ("linear", "transform", "none"),
-    "head_bias": ("none", "learned", "fixed"),
-    "rope_scaling": ("none", "linear", "llama3", "yarn"),
-    "norm": ("layer_norm", "rms_norm"),
-    "norm_placement": ("pre", "post", "sandwich", "output"),
-    "query_key_norm": ("none", "head", "full"),
-    "activation": ("gelu", "gelu_tanh", "relu", "silu", "clamped_silu"),
-    "router_score": ("softmax", "sigmoid"),
-    "router_group_score": ("max", "top2"),
-    "initializer": ("normal", "truncated_normal", "fan_in", "glorot", "t5"),
-    "param_dtype": DTYPES,
-    "compute_dtype": DTYPES,
-}
+LOOK_BACK = ("relative", "alibi")
+POSITIONS = ("none", "learned", "sinusoid", "sinusoid_halves", "rope", "buckets", *LOOK_BACK)
 REMATS = ("none", "dots", "full")
 # What a layer computes that can be kept, or kept on the host, for its backward pass, by name.
 TENSORS = ("layer_input", "query", "key", "value", "attention", "gate", "up")
-NUMBERS = {
-    "1 or more": "vocab_size d_model num_layers num_heads num_kv_heads head_width d_ff "
-    "max_positions rope_width value_width expert_d_ff experts_every router_groups "
-    "router_groups_kept position_max_distance feedforward_pieces",
-    "4 or more": "position_buckets",
-    "0 or more": "window kv_latent query_latent num_experts dense_layers num_encoder_layers "
-    "position_offset token_types start_token shared_expert_d_ff expert_capacity "
-    "expert_capacity_factor rope_original_positions rope_mscale attention_cap logit_cap "
-    "router_jitter",
-    "0 or 1": "mtp_depth",
-    "more than 0": "rope_factor norm_eps initializer_std attention_scale embedding_scale "
-    "logit_scale router_scale rope_attention_factor rope_beta_slow rope_low_frequency",
-    "more than 1": "rope_theta",
-    "0, or more than 1": "rope_theta_local",
-    "in [0, 1)": " ".join(f"{name}_dropout" for name in DROPOUTS),
-}
-LOOK_BACK = ("relative", "alibi")
 # What needs what: keys, their values, another key, its values; as lm.errors.require_together says.
 NEEDS = (
     ("parallel_block", SET, "norm_placement", ("pre",)),
@@ -80,112 +47,111 @@ NEEDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Section):
     """Every switch of the model; configs/base.py says what they mean and holds the defaults."""
 
-    stack: str
-    vocab_size: int
-    d_model: int
-    num_layers: int
-    num_encoder_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_width: int
-    d_ff: int
-    position: str
-    max_positions: int
-    position_offset: int
+    section = "model"
+
+    stack: Annotated[str, ("decoder", "encoder", "encoder_decoder")]
+    vocab_size: Annotated[int, "1 or more"]
+    d_model: Annotated[int, "1 or more"]
+    num_layers: Annotated[int, "1 or more"]
+    num_encoder_layers: Annotated[int, "0 or more"]
+    num_heads: Annotated[int, "1 or more"]
+    num_kv_heads: Annotated[int, "1 or more"]
+    head_width: Annotated[int, "1 or more"]
+    d_ff: Annotated[int, "1 or more"]
+    position: Annotated[str, POSITIONS]
+    max_positions: Annotated[int, "1 or more"]
+    position_offset: Annotated[int, "0 or more"]
     position_pad_aware: bool
-    position_buckets: int
-    position_max_distance: int
-    token_types: int
-    rope_theta: float
-    rope_theta_local: float
-    rope_scaling: str
-    rope_factor: float
-    rope_original_positions: int
-    rope_low_frequency: float
+    position_buckets: Annotated[int, "4 or more"]
+    position_max_distance: Annotated[int, "1 or more"]
+    token_types: Annotated[int, "0 or more"]
+    rope_theta: Annotated[float, "more than 1"]
+    rope_theta_local: Annotated[float, "0, or more than 1"]
+    rope_scaling: Annotated[str, ("none", "linear", "llama3", "yarn")]
+    rope_factor: Annotated[float, "more than 0"]
+    rope_original_positions: Annotated[int, "0 or more"]
+    rope_low_frequency: Annotated[float, "more than 0"]
     rope_high_frequency: float
     rope_beta_fast: float
-    rope_beta_slow: float
+    rope_beta_slow: Annotated[float, "more than 0"]
     rope_truncate: bool
-    rope_attention_factor: float
-    rope_mscale: float
-    norm: str
-    norm_eps: float
+    rope_attention_factor: Annotated[float, "more than 0"]
+    rope_mscale: Annotated[float, "0 or more"]
+    norm: Annotated[str, ("layer_norm", "rms_norm")]
+    norm_eps: Annotated[float, "more than 0"]
     norm_bias: bool
     norm_offset: bool
-    norm_placement: str
+    norm_placement: Annotated[str, ("pre", "post", "sandwich", "output")]
     skip_first_norm: bool
     final_norm: bool
     embedding_norm: bool
     parallel_block: bool
-    activation: str
+    activation: Annotated[str, ("gelu", "gelu_tanh", "relu", "silu", "clamped_silu")]
     gated: bool
     qkv_bias: bool
     attention_output_bias: bool
     feedforward_bias: bool
     tied_embedding: bool
-    head: str
-    head_bias: str
+    head: Annotated[str, ("linear", "transform", "none")]
+    head_bias: Annotated[str, ("none", "learned", "fixed")]
     pooler: bool
     next_sentence: bool
     detector: bool
-    start_token: int
-    embedding_scale: float
-    logit_scale: float
-    logit_cap: float
-    num_experts: int
+    start_token: Annotated[int, "0 or more"]
+    embedding_scale: Annotated[float, "more than 0"]
+    logit_scale: Annotated[float, "more than 0"]
+    logit_cap: Annotated[float, "0 or more"]
+    num_experts: Annotated[int, "0 or more"]
     experts_per_token: int
-    expert_d_ff: int
-    shared_expert_d_ff: int
+    expert_d_ff: Annotated[int, "1 or more"]
+    shared_expert_d_ff: Annotated[int, "0 or more"]
     shared_expert_gate: bool
-    dense_layers: int
-    experts_every: int
-    router_score: str
+    dense_layers: Annotated[int, "0 or more"]
+    experts_every: Annotated[int, "1 or more"]
+    router_score: Annotated[str, ("softmax", "sigmoid")]
     router_bias: bool
     router_selection_bias: bool
     router_renormalise: bool
-    router_scale: float
-    router_groups: int
-    router_groups_kept: int
-    router_group_score: str
-    router_jitter: float
-    expert_capacity: int
-    expert_capacity_factor: float
-    mtp_depth: int
-    initializer: str
-    initializer_std: float
+    router_scale: Annotated[float, "more than 0"]
+    router_groups: Annotated[int, "1 or more"]
+    router_groups_kept: Annotated[int, "1 or more"]
+    router_group_score: Annotated[str, ("max", "top2")]
+    router_jitter: Annotated[float, "0 or more"]
+    expert_capacity: Annotated[int, "0 or more"]
+    expert_capacity_factor: Annotated[float, "0 or more"]
+    mtp_depth: Annotated[int, "0 or 1"]
+    initializer: Annotated[str, ("normal", "truncated_normal", "fan_in", "glorot", "t5")]
+    initializer_std: Annotated[float, "more than 0"]
     scaled_residual_init: bool
-    embedding_dropout: float
-    attention_dropout: float
-    residual_dropout: float
-    activation_dropout: float
-    final_dropout: float
-    attention_scale: float
-    attention_cap: float
+    embedding_dropout: Annotated[float, "in [0, 1)"]
+    attention_dropout: Annotated[float, "in [0, 1)"]
+    residual_dropout: Annotated[float, "in [0, 1)"]
+    activation_dropout: Annotated[float, "in [0, 1)"]
+    final_dropout: Annotated[float, "in [0, 1)"]
+    attention_scale: Annotated[float, "more than 0"]
+    attention_cap: Annotated[float, "0 or more"]
     attention_sinks: bool
-    query_key_norm: str
+    query_key_norm: Annotated[str, ("none", "head", "full")]
     attention_pattern: str
-    window: int
+    window: Annotated[int, "0 or more"]
     global_attention: bool
     prefix_attention: bool
-    kv_latent: int
-    query_latent: int
-    rope_width: int
-    value_width: int
+    kv_latent: Annotated[int, "0 or more"]
+    query_latent: Annotated[int, "0 or more"]
+    rope_width: Annotated[int, "1 or more"]
+    value_width: Annotated[int, "1 or more"]
     attention_backend: str
-    param_dtype: str
-    compute_dtype: str
+    param_dtype: Annotated[str, DTYPES]
+    compute_dtype: Annotated[str, DTYPES]
     scan_layers: bool
     remat: str
     offload: str
-    feedforward_pieces: int
+    feedforward_pieces: Annotated[int, "1 or more"]
 
-    def __post_init__(self):
-        require_ranges("model", self, NUMBERS)
-        for key, options in OPTIONS.items():
-            require_in(f"model.{key}", getattr(self, key), options)
+    def check(self):
         if self.remat not in REMATS:
             for name in names(self.remat):
                 alone = () if "," in self.remat else REMATS
@@ -195,81 +161,67 @@ class TransformerConfig:
         for name in self.attention_pattern.split(","):
             require_in("a name in model.attention_pattern", name, ("full", "local"))
         require_together(vars(self), NEEDS, "model.")
-        require_all(self._attention_rules() | self._position_rules())
+        told = f"model.offload={self.offload!r} with model.remat={self.remat!r}: what is offloaded"
+        told += " is kept, not recomputed; set model.remat=full, or the names of what stays here."
+        require(not self.offload or self.remat == "full" or self.remat not in REMATS, told)
+        self._check_attention()
+        self._check_positions()
         if self.num_experts:
-            require_all(self._expert_rules())
+            self._check_experts()
 
-    def _attention_rules(self):
-        """{what a user is told: whether it holds}"""
+    def _check_attention(self):
         heads, kv_heads = self.num_heads, self.num_kv_heads
-        widths = self.rope_width == self.value_width == self.head_width
-        return {
-            f"model.offload={self.offload!r} with model.remat={self.remat!r}: what is offloaded is "
-            "an exception to recomputing; set model.remat=full, or the names of what stays here.": (
-                not self.offload or self.remat == "full" or self.remat not in REMATS
-            ),
-            f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; take one of "
-            f"{[n for n in range(1, heads + 1) if heads % n == 0]}.": heads % kv_heads == 0,
-            f"model.window={self.window} and model.attention_pattern={self.attention_pattern!r} do "
-            "not go together: layers that are local need a window of 1 or more, others 0.": (
-                ("local" in self.attention_pattern) == (self.window > 0)
-            ),
-            f"model.kv_latent needs model.rope_width={self.rope_width} less than model.head_width="
-            f"{self.head_width}, whose rest comes from the latent, and model.num_kv_heads="
-            f"{kv_heads} as many as model.num_heads={heads}.": (
-                not self.kv_latent or (self.rope_width < self.head_width and kv_heads == heads)
-            ),
-            f"model.rope_width={self.rope_width} and value_width={self.value_width} other than "
-            f"head_width={self.head_width} are for model.kv_latent; set that, or leave them out.": (
-                self.kv_latent > 0 or widths
-            ),
-        }
+        rope, width, value = self.rope_width, self.head_width, self.value_width
+        told = f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}; take one of"
+        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+        require(heads % kv_heads == 0, f"{told} {divisors}.")
+        told = f"model.window={self.window} and model.attention_pattern={self.attention_pattern!r}"
+        told += " do not go together: layers that are local need a window of 1 or more, others 0."
+        require(("local" in self.attention_pattern) == (self.window > 0), told)
+        if self.kv_latent:
+            told = f"model.kv_latent needs model.rope_width={rope} less than head_width={width}"
+            told += f", whose rest comes from the latent, and num_kv_heads={kv_heads} as many as"
+            require(rope < width and kv_heads == heads, f"{told} num_heads={heads}.")
+        else:
+            told = f"model.rope_width={rope} and value_width={value} other than head_width={width}"
+            told += " are for model.kv_latent; set that, or leave them out."
+            require(rope == value == width, told)
 
-    def _position_rules(self):
-        in_pairs = self.position == "relative" or self.position.startswith("sinusoid")
-        return {
-            f"model.d_model={self.d_model} is odd, but position={self.position!r} fills pairs of "
-            "it.": not in_pairs or self.d_model % 2 == 0,
-            f"model.position_offset={self.position_offset} leaves none of model.max_positions="
-            f"{self.max_positions} rows.": self.position_offset < self.max_positions,
-            f"model.position_buckets={self.position_buckets} must be even, and less than "
-            f"model.position_max_distance={self.position_max_distance}.": (
-                self.position_buckets % 2 == 0
-                and self.position_buckets < self.position_max_distance
-            ),
-            f"model.{'rope' if self.kv_latent else 'head'}_width={self.rope_width} is odd, but "
-            "position='rope' turns pairs of it.": self.position != "rope"
-            or self.rope_width % 2 == 0,
-            f"model.rope_low_frequency={self.rope_low_frequency} must be less than "
-            f"model.rope_high_frequency={self.rope_high_frequency}.": (
-                self.rope_low_frequency < self.rope_high_frequency
-            ),
-            f"model.rope_beta_slow={self.rope_beta_slow} must be less than "
-            f"model.rope_beta_fast={self.rope_beta_fast}.": (
-                self.rope_beta_slow < self.rope_beta_fast
-            ),
-        }
+    def _check_positions(self):
+        width, position = self.d_model, self.position
+        in_pairs = position == "relative" or position.startswith("sinusoid")
+        told = f"model.d_model={width} is odd, but position={position!r} fills pairs of it."
+        require(not in_pairs or width % 2 == 0, told)
+        offset, rows = self.position_offset, self.max_positions
+        told = f"model.position_offset={offset} leaves none of model.max_positions={rows} rows."
+        require(offset < rows, told)
+        buckets, furthest = self.position_buckets, self.position_max_distance
+        told = f"model.position_buckets={buckets} must be even, and less than "
+        told += f"model.position_max_distance={furthest}."
+        require(buckets % 2 == 0 and buckets < furthest, told)
+        name = "rope_width" if self.kv_latent else "head_width"
+        told = f"model.{name}={self.rope_width} is odd, but position='rope' turns pairs of it."
+        require(position != "rope" or self.rope_width % 2 == 0, told)
+        for less, more in (("low_frequency", "high_frequency"), ("beta_slow", "beta_fast")):
+            low, high = (getattr(self, f"rope_{name}") for name in (less, more))
+            told = f"model.rope_{less}={low} must be less than model.rope_{more}={high}."
+            require(low < high, told)
 
-    def _expert_rules(self):
+    def _check_experts(self):
         experts, chosen, groups = self.num_experts, self.experts_per_token, self.router_groups
         size, kept = experts // groups, self.router_groups_kept
-        return {
-            f"model.experts_per_token={chosen} must be from 1 to model.num_experts={experts}.": (
-                1 <= chosen <= experts
-            ),
-            f"model.router_groups={groups} must divide model.num_experts={experts}, and "
-            f"router_groups_kept={kept} be no more.": experts % groups == 0 and kept <= groups,
-            f"model.experts_per_token={chosen} is more than the {size} experts of {kept} groups.": (
-                chosen <= kept * size
-            ),
-            "model.router_group_score='top2' needs groups of 2 experts or more.": (
-                self.router_group_score != "top2" or groups == 1 or size >= 2
-            ),
-            f"model.dense_layers={self.dense_layers} and experts_every={self.experts_every} leave "
-            f"none of {self.num_layers} layers to the experts.": (
-                any(layer.experts for layer in self.layers())
-            ),
-        }
+        told = f"model.experts_per_token={chosen} must be from 1 to model.num_experts={experts}."
+        require(1 <= chosen <= experts, told)
+        told = f"model.router_groups={groups} must divide model.num_experts={experts}, and"
+        told += f" router_groups_kept={kept} be no more."
+        require(experts % groups == 0 and kept <= groups, told)
+        told = f"model.experts_per_token={chosen} is more than the {size} experts of {kept} groups."
+        require(chosen <= kept * size, told)
+        told = "model.router_group_score='top2' needs groups of 2 experts or more."
+        require(self.router_group_score != "top2" or groups == 1 or size >= 2, told)
+        told = f"model.dense_layers={self.dense_layers} and experts_every={self.experts_every}"
+        told += f" leave none of {self.num_layers} layers to the experts."
+        require(any(layer.experts for layer in self.layers()), told)
 
     @property
     def has_dropout(self):
@@ -294,18 +246,18 @@ class TransformerConfig:
 
     def layers(self):
         """A Layer for each layer: what differs between them."""
-        pattern = self.attention_pattern.split(",")
-        return tuple(
-            Layer(
+        pattern, every = self.attention_pattern.split(","), self.experts_every
+
+        def layer(number):
+            after = number - self.dense_layers
+            return Layer(
+                local=pattern[number % len(pattern)] == "local",
+                experts=self.num_experts > 0 and after >= 0 and after % every == every - 1,
                 first_norm=number > 0 or not self.skip_first_norm,
                 cross=self.stack == "encoder_decoder",
-                local=pattern[number % len(pattern)] == "local",
-                experts=self.num_experts > 0
-                and number >= self.dense_layers
-                and (number - self.dense_layers) % self.experts_every == self.experts_every - 1,
             )
-            for number in range(self.num_layers)
-        )
+
+        return tuple(map(layer, range(self.num_layers)))
 
     def stretches(self):
         """The layers as Stretches: the first dense ones, cycles of layers that are alike or repeat,

@@ -72,15 +72,14 @@ class Experts(nnx.Module):
                 key, x_BTD.shape, jnp.float32, low, high, out_sharding=place
             )
             x_BTD = x_BTD * noise_BTD
-        logits_BTE = matmul(x_BTD, weight(self.router_DE, x_BTD.dtype), "whole")
+        logits_BTE = matmul(x_BTD, self.router_DE[...], "whole")
         return logits_BTE + self.router_bias_E[...] if config.router_bias else logits_BTE
 
     def _shared(self, x_BTD):
         y_BTD = self.shared(x_BTD)
         if not self.config.shared_expert_gate:
             return y_BTD
-        x_BTD, gate_D = _wide(x_BTD), self.shared_gate_D[...]
-        gate_BT1 = matmul(x_BTD, gate_D[:, None].astype(x_BTD.dtype), "whole")
+        gate_BT1 = matmul(_wide(x_BTD), self.shared_gate_D[...][:, None], "whole")
         return (y_BTD * jax.nn.sigmoid(gate_BT1)).astype(y_BTD.dtype)
 
     def _outputs(self, x_BTD, chosen_BTk, weights_BTk, real_BT):
@@ -89,7 +88,8 @@ class Experts(nnx.Module):
         Every device has its own tokens and a part of each expert's hidden units, and so computes a
         summand of the output.
         """
-        config, (weights, names) = self.config, self._weights(x_BTD.dtype)
+        config, weights = self.config, self._weights(x_BTD.dtype)
+        names = {name: WEIGHTS[name] for name in weights}
         size = capacity(config, x_BTD.shape[1])
 
         def run(x_BTD, chosen_BTk, weights_BTk, real_BT, weights):
@@ -105,22 +105,22 @@ class Experts(nnx.Module):
         return y_SBTD.sum(0)
 
     def _weights(self, dtype):
-        """({branch: array}, {branch: its name in mesh.ACTIVATIONS}) of the experts' parameters."""
-        arrays, names = {}, {}
-        for name in branches(self.config):
-            arrays[name] = weight(getattr(self, f"{name}_EDF"), dtype)
-            names[name] = "expert_inputs"
-        arrays["down"], names["down"] = weight(self.down_EFD, dtype), "expert_outputs"
+        """{name: array} of the experts' parameters, gathered over fsdp."""
+        names = branches(self.config)
+        arrays = {name: weight(getattr(self, f"{name}_EDF"), dtype) for name in names}
+        arrays["down"] = weight(self.down_EFD, dtype)
         if self.config.feedforward_bias:
-            for name in branches(self.config):
-                arrays[f"{name}_bias"] = getattr(self, f"{name}_bias_EF")[...]
-                names[f"{name}_bias"] = "expert_biases"
+            arrays |= {f"{name}_bias": getattr(self, f"{name}_bias_EF")[...] for name in names}
             # The devices that share an expert's hidden units each add a part of its bias.
             mesh = current_mesh()
-            parts = 1 if mesh is None else mesh.shape["tensor"]
-            arrays["down_bias"], names["down_bias"] = self.down_bias_ED[...] / parts, None
-        return arrays, names
+            arrays["down_bias"] = self.down_bias_ED[...] / (mesh.shape["tensor"] if mesh else 1)
+        return arrays
 
+
+# Where they lie: keys of mesh.ACTIVATIONS.
+WEIGHTS: dict[str, str | None] = dict.fromkeys(("gate", "up"), "expert_inputs")
+WEIGHTS |= {"down": "expert_outputs", "down_bias": None}
+WEIGHTS |= dict.fromkeys(("gate_bias", "up_bias"), "expert_biases")
 
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 

@@ -8,7 +8,7 @@ from lm.mesh import gathered
 from lm.nn.feedforward import ACTIVATIONS as NONLINEARITIES
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
-from lm.nn.params import biased, matrix_init, normal, param, weight, zeros
+from lm.nn.params import biased, matrix_init, normal, param, zeros
 from lm.nn.positions import looked_up
 
 
@@ -26,20 +26,6 @@ class Embedding(nnx.Module):
         # Rounded after the look-up, so that the gradient of a frequent token is summed as precisely
         # as the table is kept.
         return looked_up(self.table_VD, tokens_BT, self.config.compute_dtype)
-
-
-class TokenTypes(nnx.Module):
-    """A table with a row for each type of token (BERT's two sentences)."""
-
-    def __init__(self, config):
-        self.config = config
-        Y, D = config.token_types, config.d_model
-        init = matrix_init(config, D, Y)
-        self.table_YD = param((Y, D), ("classes", "model"), init, config.param_dtype)
-
-    def __call__(self, types_BT):
-        """(B or 1, T, D) in the parameters' precision."""
-        return looked_up(self.table_YD, types_BT, shared=types_BT.shape[0] == 1)
 
 
 class Head(nnx.Module):
@@ -109,7 +95,7 @@ class Classifier(nnx.Module):
 
     def __call__(self, x_BTD):
         """(B, T, C), float32 or wider."""
-        y_BTC = matmul(x_BTD, weight(self.kernel_DC, x_BTD.dtype), "whole")
+        y_BTC = matmul(x_BTD, self.kernel_DC[...], "whole")
         return y_BTC.astype(jnp.promote_types(y_BTC.dtype, jnp.float32)) + self.bias_C[...]
 
 
@@ -136,7 +122,7 @@ def make_dense(module, config, name="transform", bias="transform_bias", biased=N
 
 def dense(module, config, x_BTD, name="transform", bias="transform_bias", activation=None):
     """What `make_dense` made, with the config's activation if no other is given."""
-    y_BTD = matmul(x_BTD, weight(getattr(module, f"{name}_DM"), x_BTD.dtype), "whole")
+    y_BTD = matmul(x_BTD, getattr(module, f"{name}_DM")[...], "whole")
     if hasattr(module, f"{bias}_M"):
         y_BTD = biased(y_BTD, getattr(module, f"{bias}_M"))
     return (activation or NONLINEARITIES[config.activation])(y_BTD)

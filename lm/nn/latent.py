@@ -64,37 +64,35 @@ class LatentAttention(Attention):
         latent_BTC, k_BT1R = self._latent(x_BTD)
         if context.rotation is not None:
             q_BTNR, k_BT1R = (rotate(x, context.rotation) for x in (q_BTNR, k_BT1R))
-        key_CNU, value_CNW = (weight(w, x_BTD.dtype) for w in (self.key_CNU, self.value_CNW))
         if cache is None:
-            k_BTNU, v_BTNW = (matmul(latent_BTC, w, "heads") for w in (key_CNU, value_CNW))
+            kernels = self.key_CNU, self.value_CNW
+            k_BTNU, v_BTNW = (matmul(latent_BTC, w[...], "heads") for w in kernels)
             k_BTNR = put(jnp.broadcast_to(k_BT1R, q_BTNR.shape), "heads")
             q_BTNH = jnp.concatenate([q_BTNU, q_BTNR], -1)
             k_BTNH = jnp.concatenate([k_BTNU, k_BTNR], -1)
             out_BTNW, _ = self._attend(q_BTNH, k_BTNH, v_BTNW, context, None, key)
         else:
-            q_BTNC = by_head("BTNU,CNU->BTNC", q_BTNU, key_CNU)
+            q_BTNC = by_head("BTNU,CNU->BTNC", q_BTNU, self.key_CNU)
             q_BTNH = jnp.concatenate([q_BTNC, q_BTNR], -1)
             k_BT1H = jnp.concatenate([latent_BTC[:, :, None], k_BT1R], -1)
             ours = q_BTNH, k_BT1H, None, context, cache
             out_BTNC, cache = self._attend(*ours, kv_name="copied_heads")
-            out_BTNW = by_head("BTNC,CNW->BTNW", out_BTNC, value_CNW)
+            out_BTNW = by_head("BTNC,CNW->BTNW", out_BTNC, self.value_CNW)
         return self._output(out_BTNW, self.output_NWD), cache
 
     def _query_parts(self, x_BTD):
         """(B, T, N, U) and, not yet rotated, (B, T, N, R)."""
-        dtype = x_BTD.dtype
         if not self.config.query_latent:
             kernels = self.query_DNU, self.query_rope_DNR
         else:
-            x_BTD = matmul(x_BTD, weight(self.query_down_DQ, dtype), "latent")
-            x_BTD = self.query_latent_norm(x_BTD)
+            x_BTD = self.query_latent_norm(matmul(x_BTD, self.query_down_DQ[...], "latent"))
             kernels = self.query_QNU, self.query_rope_QNR
-        return (matmul(x_BTD, weight(kernel, dtype), "heads") for kernel in kernels)
+        return (matmul(x_BTD, kernel[...], "heads") for kernel in kernels)
 
     def _latent(self, x_BTD):
         """(B, T, C) and the key for all heads, not yet rotated, (B, T, 1, R)."""
-        latent_BTC = matmul(x_BTD, weight(self.latent_down_DC, x_BTD.dtype), "latent")
-        k_BTR = matmul(x_BTD, weight(self.key_rope_DR, x_BTD.dtype), "latent")
+        latent_BTC = matmul(x_BTD, self.latent_down_DC[...], "latent")
+        k_BTR = matmul(x_BTD, self.key_rope_DR[...], "latent")
         return self.latent_norm(latent_BTC), k_BTR[:, :, None]
 
     def _cached(self, k_BTKH, v_BTKH, cache, place):
@@ -103,7 +101,7 @@ class LatentAttention(Attention):
         return k_BSKH, k_BSKH[..., : self.config.kv_latent], {"latent_LBKSH": latent}
 
 
-def by_head(equation, x, w):
-    """An einsum of what is divided by heads."""
+def by_head(equation, x, kernel):
+    """An einsum with a parameter of what is divided by heads."""
     place = None if current_mesh() is None else ACTIVATIONS["heads"]
-    return jnp.einsum(equation, x, w, out_sharding=place)
+    return jnp.einsum(equation, x, weight(kernel, x.dtype), out_sharding=place)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
 
 from lm.mesh import gathered, parameter_spec, use_mesh
@@ -62,20 +63,15 @@ def abstract_parameters(module, mesh=None):
     shapes = {}
     for path, variable in descriptions(module).items():
         value = variable.get_value()
-        place = (
-            NamedSharding(mesh, parameter_spec(variable.dims, value.shape, mesh)) if mesh else None
-        )
+        place = mesh and NamedSharding(mesh, parameter_spec(variable.dims, value.shape, mesh))
         shapes[path] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place)
-    return _nested(shapes)
+    return unflatten_dict(shapes)
 
 
 def count_parameters(module, buffers=False):
     """How many there are; buffers: count those that no gradient moves too."""
-    return sum(
-        math.prod(variable.get_value().shape)
-        for variable in descriptions(module).values()
-        if buffers or not variable.buffer
-    )
+    counted = [x for x in descriptions(module).values() if buffers or not x.buffer]
+    return sum(math.prod(variable.get_value().shape) for variable in counted)
 
 
 def initialise(module, seed, mesh=None):
@@ -91,16 +87,12 @@ def initialise(module, seed, mesh=None):
 
 def drawn(module, seed, mesh=None):
     """What `initialise` gives, for a function that jax.jit compiles."""
-    values = {}
+    values, divided = {}, mesh is not None and mesh.size > 1
     for path, variable in descriptions(module).items():
         value = variable.get_value()
-        place = (
-            None
-            if mesh is None or mesh.size == 1
-            else parameter_spec(variable.dims, value.shape, mesh)
-        )
+        place = parameter_spec(variable.dims, value.shape, mesh) if divided else None
         values[path] = variable.init(parameter_key(seed, path), value.shape, value.dtype, place)
-    return _nested(values)
+    return unflatten_dict(values)
 
 
 def bind(module, params):
@@ -111,14 +103,15 @@ def bind(module, params):
     return nnx.merge(nnx.graphdef(module), params)
 
 
-def _nested(flat):
-    tree = {}
-    for path, value in flat.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = value
-    return tree
+def named(tree):
+    """{"embed/table_VD": leaf, ...}: the leaves of a tree by their paths."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nested(leaves):
+    """The nested dict of {"embed/table_VD": leaf, ...}."""
+    return unflatten_dict(leaves, sep="/")
 
 
 def zeros(key, shape, dtype, place):
@@ -153,24 +146,17 @@ def _uniform_quantiles(dtype):
 
 
 def normal(std, truncate=None):
-    def init(key, shape, dtype, place):
-        quantiles = _normal_quantiles(truncate, jnp.promote_types(dtype, jnp.float32))
-        return _pick(quantiles, std, key, shape, dtype, place)
-
-    return init
+    return functools.partial(_picked, functools.partial(_normal_quantiles, truncate), std)
 
 
 def uniform(limit):
-    def init(key, shape, dtype, place):
-        quantiles = _uniform_quantiles(jnp.promote_types(dtype, jnp.float32))
-        return _pick(quantiles, limit, key, shape, dtype, place)
-
-    return init
+    return functools.partial(_picked, _uniform_quantiles, limit)
 
 
-def _pick(quantiles, scale, key, shape, dtype, place):
+def _picked(quantiles, scale, key, shape, dtype, place):
+    levels = jnp.asarray(quantiles(jnp.promote_types(dtype, jnp.float32)))
     bits = random_bits(key, shape, place)
-    return (scale * jnp.asarray(quantiles).at[bits].get(out_sharding=place)).astype(dtype)
+    return (scale * levels.at[bits].get(out_sharding=place)).astype(dtype)
 
 
 COUNTS = 2**32  # that a word tells apart

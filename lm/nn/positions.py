@@ -11,19 +11,22 @@ from lm.mesh import ACTIVATIONS, current_mesh, laid_out, local, put
 from lm.nn.params import matrix_init, param, weight
 
 
-class LearnedPositions(nnx.Module):
-    """A table with a row for each position (GPT-1, BERT), the first after position_offset rows."""
+class Table(nnx.Module):
+    """A table with a row for each position (GPT-1, BERT), the first after position_offset rows, or
+    for each type of token (BERT's two sentences).
 
-    def __init__(self, config):
-        self.config = config
-        rows, width = config.max_positions, config.d_model
+    letter: of the rows' dim, as in table_PD; dim: its key of mesh.PARAMETER_DIMS.
+    """
+
+    def __init__(self, config, letter, rows, dim, offset=0):
+        self.name, self.offset, width = f"table_{letter}D", offset, config.d_model
         init = matrix_init(config, width, rows)
-        self.table_PD = param((rows, width), ("positions", "model"), init, config.param_dtype)
+        setattr(self, self.name, param((rows, width), (dim, "model"), init, config.param_dtype))
 
-    def __call__(self, positions_BT):
+    def __call__(self, index_BT):
         """(B or 1, T, D) in the parameters' precision."""
-        index_BT, shared = positions_BT + self.config.position_offset, positions_BT.shape[0] == 1
-        return looked_up(self.table_PD, index_BT, shared=shared)
+        index_BT, shared = index_BT + self.offset, index_BT.shape[0] == 1
+        return looked_up(getattr(self, self.name), index_BT, shared=shared)
 
 
 def looked_up(table, index_BT, dtype=None, shared=False):
@@ -73,26 +76,18 @@ def distance_buckets(config):
     """int (2 * furthest + 1,): the bucket of each distance, key less query, from -furthest on.
 
     Half of the buckets, or of each half where a query sees both sides, have one distance; the
-    others grow by a factor up to position_max_distance. In exact arithmetic: a logarithm in float32
-    may fall short of a bucket's first distance.
+    others grow by a factor up to position_max_distance. A little is added, as a logarithm may fall
+    short of a bucket's first distance.
     """
     furthest = config.position_max_distance
     buckets = config.position_buckets if config.causal else config.position_buckets // 2
     exact = buckets // 2
-    larger = buckets - exact
-
-    def bucket(distance):
-        if distance < exact:
-            return distance
-        # The most j with exact * (furthest / exact) ** (j / larger) <= distance.
-        passed = [
-            j for j in range(larger) if furthest**j * exact**larger <= distance**larger * exact**j
-        ]
-        return exact + passed[-1]
-
-    before = [bucket(distance) for distance in range(furthest + 1)]
-    after = [0] * furthest if config.causal else [buckets + n for n in before[1:]]
-    return np.array(before[::-1] + after)
+    distance = np.arange(furthest + 1)
+    grown = np.log(np.maximum(distance, 1) / exact) / np.log(furthest / exact) * (buckets - exact)
+    larger = np.minimum(exact + np.floor(grown + 1e-9), buckets - 1)
+    before = np.where(distance < exact, distance, larger).astype(int)
+    after = 0 * before[1:] if config.causal else buckets + before[1:]
+    return np.concatenate([before[::-1], after])
 
 
 def sinusoid(positions_BT, d_model, halves=False):

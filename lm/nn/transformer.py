@@ -17,12 +17,12 @@ from lm.nn.config import names
 from lm.nn.dropout import dropout
 from lm.nn.experts import Experts
 from lm.nn.feedforward import FeedForward
-from lm.nn.heads import Classifier, Detector, Embedding, Head, Pooler, TokenTypes
+from lm.nn.heads import Classifier, Detector, Embedding, Head, Pooler
 from lm.nn.latent import make_attention
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
-from lm.nn.params import matrix_init, param, stacked, weight
-from lm.nn.positions import DistanceBuckets, LearnedPositions, sinusoid
+from lm.nn.params import matrix_init, param, stacked
+from lm.nn.positions import DistanceBuckets, Table, sinusoid
 
 # Which sublayer norms a placement has: of the branch's input, of its output, of the residual sum.
 PLACEMENTS = {
@@ -207,28 +207,20 @@ class Mtp(nnx.Module):
 
     def __init__(self, config):
         self.config = config
-        D, local = config.d_model, config.layers()[-1].local
+        D, window = config.d_model, config.window * config.layers()[-1].local
         self.embedding_norm, self.hidden_norm = Norm(config), Norm(config)
         init = matrix_init(config, 2 * D, D)
         self.projection_ID = param((2 * D, D), ("width", "model"), init, config.param_dtype)
-        self.layers = Layers(
-            dataclasses.replace(
-                config,
-                num_layers=1,
-                dense_layers=0,
-                experts_every=1,
-                attention_pattern="local" if local else "full",
-                window=config.window if local else 0,
-                mtp_depth=0,
-            )
-        )
+        one = {"num_layers": 1, "dense_layers": 0, "experts_every": 1, "mtp_depth": 0}
+        seen = {"attention_pattern": "local" if window else "full", "window": window}
+        self.layers = Layers(dataclasses.replace(config, **one, **seen))
         self.final_norm = Norm(config)
 
     def __call__(self, next_BTD, hidden_BTD, positions, segments, key=None):
         """((B, T, D), what the router did). next_BTD: embeddings of the tokens that follow."""
         next_BTD, hidden_BTD = self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)
         both_BTI = jnp.concatenate([put(next_BTD, "whole"), hidden_BTD], -1)
-        x_BTD = matmul(both_BTI, weight(self.projection_ID, both_BTI.dtype), "residual")
+        x_BTD = matmul(both_BTI, self.projection_ID[...], "residual")
         rows = {"positions_BT": positions, "segments_BT": segments}
         contexts, _ = begin(self.layers.config, rows, None, x_BTD.dtype)
         x_BTD, _, routed = self.layers(x_BTD, contexts, key=key)
@@ -309,11 +301,12 @@ class Stack(nnx.Module):
     def __init__(self, config):
         self.config = config
         if config.position == "learned":
-            self.positions = LearnedPositions(config)
+            rows, offset = config.max_positions, config.position_offset
+            self.positions = Table(config, "P", rows, "positions", offset)
         elif config.position == "buckets":
             self.positions = DistanceBuckets(config)
         if config.token_types:
-            self.token_types = TokenTypes(config)
+            self.token_types = Table(config, "Y", config.token_types, "classes")
         if config.embedding_norm:
             self.embedding_norm = Norm(config)
         self.layers = Layers(config)
@@ -358,10 +351,9 @@ class Transformer(Stack):
 
     def __init__(self, config):
         for key in ("param_dtype", "compute_dtype"):  # jax would make it float32, with a warning
-            require(
-                jax.dtypes.canonicalize_dtype(getattr(config, key)) == getattr(config, key),
-                f"model.{key}='float64' needs JAX_ENABLE_X64=1 in the environment.",
-            )
+            dtype, told = getattr(config, key), f"model.{key}='float64' needs JAX_ENABLE_X64=1"
+            known = jax.dtypes.canonicalize_dtype(dtype) == dtype
+            require(known, f"{told} in the environment.")
         super().__init__(config)
         self.embed = Embedding(config)
         if config.stack == "encoder_decoder":
@@ -435,9 +427,8 @@ class Transformer(Stack):
 
     def before_logits(self, hidden_BTD):
         """What `logits_of` takes: states (B, T, D), and columns of the head, {name: (..., V)}."""
-        require(
-            self.config.head != "none", "the model has no head, and so no logits; take its states."
-        )
+        told = "the model has no head, and so no logits; take its states."
+        require(self.config.head != "none", told)
         return self.head.prepared(hidden_BTD), self.head.columns(self.embed.table_VD)
 
     def logits_of(self, states_BTD, columns):

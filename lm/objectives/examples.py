@@ -8,6 +8,7 @@ another window.
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -80,7 +81,12 @@ class SourceTarget(Examples):
     Encoder-decoder: source, source_segments (S,), tokens, targets, weights (T,), the tokens being
     the targets moved right after model.start_token. Decoder: one row of both; tokens, targets,
     weights (1 on what predicts the target), segments, prefix (1 on the source) (T,).
+    lengths(n): the most (of the source, of the target, of both) that n raw tokens can give.
+    split(tokens, rng): (source, target), integer arrays, of the tokens of a window.
     """
+
+    lengths: Callable
+    split: Callable
 
     def __init__(self, kind, objective, data, model, tokenizer):
         self.objective, self.start_token = objective, model.start_token
@@ -98,14 +104,6 @@ class SourceTarget(Examples):
         if self.joined:
             return both <= self.length + 1  # the last is no input
         return source <= self.length and target <= (self.target_length or target)
-
-    def lengths(self, n):
-        """The most (of the source, of the target, of both) that n raw tokens can give."""
-        raise NotImplementedError
-
-    def split(self, tokens, rng):
-        """(source, target), integer arrays, of the tokens of a window."""
-        raise NotImplementedError
 
     def __call__(self, tokens, rng, another):
         source, target = self.split(tokens, rng)

@@ -181,16 +181,16 @@ def _left_padded(prompts, shards):
 
 def _rows(num_prompts, num_samples, num_tokens, shards, seed):
     """What is to be written, a row for each sample of each prompt: B of them, a multiple of shards.
-    number_B: of its prompt. prompt_B: the row of that, None if it is its own. keys_B2: its
-    randomness. left_B1: how many tokens; 0 if it is there only to fill the last shard.
+    number_B: of its prompt. prompt_B: the row of that, None if it is its own. sample_B3: what its
+    randomness derives from. left_B1: how many tokens; 0 if it only fills the last shard.
     """
     used = num_prompts * num_samples
-    row_B = np.arange(-(-used // shards) * shards, dtype=np.int32)
+    row_B = np.arange(-(-used // shards) * shards)
     number_B, sample_B = row_B % used // num_samples, row_B % num_samples
     return {
         "number_B": number_B,
         "prompt_B": None if num_samples == 1 else number_B,
-        "keys_B2": np.asarray(_keys(np.uint32(seed), number_B, sample_B)),
+        "sample_B3": np.stack([0 * row_B + seed, number_B, sample_B], 1).astype(np.uint32),
         "left_B1": np.where(row_B[:, None] < used, num_tokens, 0).astype(np.int32),
     }
 
@@ -240,17 +240,6 @@ def _window(text, table):
     return text[-(-max(0, len(text) - table) // step) * step :]
 
 
-@jax.jit
-def _keys(seed, prompt_B, sample_B):
-    """What the randomness of each row derives from: uint32 (B, 2)."""
-
-    def key(prompt, sample):
-        root = jax.random.key(seed, impl=GENERATOR)
-        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(root, prompt), sample))
-
-    return jax.vmap(key)(prompt_B, sample_B)
-
-
 def _read(model, prefix, prompt_B, room):
     """(cache, logits (B, V) of the first token to write, lengths (B, 1)) after the prompts. The
     cache has room for `room` tokens more.
@@ -284,7 +273,7 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     """
     model = bind(module, params)
     cache, logits_BV, lengths_B1 = _read(model, prefix, rows["prompt_B"], room)
-    choose_rows = _chooser(put(rows["keys_B2"], "tokens"), settings, vocab, top_k)
+    choose_rows = _chooser(put(rows["sample_B3"], "tokens"), settings, vocab, top_k)
     none_B1 = jnp.zeros_like(lengths_B1)
     # The last token is not read.
     limit_B1 = jnp.minimum(put(rows["left_B1"], "tokens"), settings["table"] + 1 - lengths_B1)
@@ -328,19 +317,23 @@ def _write(params, prefix, rows, settings, *, module, room, vocab, top_k):
     return state["tokens_BN"], state["broken_B1"]
 
 
-def _chooser(keys_B2, settings, vocab, top_k):
+def _chooser(sample_B3, settings, vocab, top_k):
     """logits (B, V), positions (B, 1) to (next tokens, whether logits are not finite), (B, 1)."""
 
-    def choose_rows(logits_BV, position_B1, keys_B2, temperature, top_p):
+    def key(numbers):
+        root = jax.random.key(numbers[0], impl=GENERATOR)
+        return functools.reduce(jax.random.fold_in, numbers[1:], root)
+
+    def choose_rows(logits_BV, position_B1, sample_B3, temperature, top_p):
         logits_BV = logits_BV[:, :vocab]  # rows that only fill the table have no meaning
-        keys_B = jax.random.wrap_key_data(keys_B2, impl=GENERATOR)
-        keys_B = jax.vmap(jax.random.fold_in)(keys_B, position_B1[:, 0])
+        numbers_B4 = jnp.concatenate([sample_B3, position_B1.astype(jnp.uint32)], 1)
+        keys_B = jax.vmap(key)(numbers_B4)
         token_B1 = choose(logits_BV, keys_B, temperature, top_k, top_p)
         return token_B1, ~jnp.isfinite(logits_BV).all(-1, keepdims=True)
 
     # Each device chooses for its own rows, from whole rows: the same on every mesh.
     run = local(choose_rows, ("tokens",) * 3 + (None, None), ("tokens", "tokens"))
-    more = keys_B2, settings["temperature"], settings["top_p"]
+    more = sample_B3, settings["temperature"], settings["top_p"]
     return lambda logits_BV, position_B1: run(logits_BV, position_B1, *more)
 
 

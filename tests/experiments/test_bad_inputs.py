@@ -106,7 +106,7 @@ NEW = [
     ({"data.special_tokens": "mask"}, ["data.special_tokens='mask'", "leave it empty, or train"]),
     ({"data.weights": "3,1"}, ["data.weights=3,1 is for 2 sources", "separate as many"]),
     ({"data.weights": "3,x"}, ["data.weights=3,x must be numbers above 0"]),
-    ({"metrics.wandb_project": "p"}, ["metrics.wandb_project='p'", "pip install wandb"]),
+    ({"metrics.wandb_project": "p"}, ["metrics.wandb_project='p'", "needs wandb: pip install"]),
     ({"data.cache": "az://bucket/cache"}, ["data.cache=az://bucket/cache is a URL", "mount"]),
     ({"data.cache": "{folder}/file"}, ["file", "cannot be written", "data.cache or LM_CACHE"]),
     ({"data.cache": "/proc/nowhere"}, ["/proc/nowhere"]),

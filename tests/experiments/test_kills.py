@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.checkpoint import read
+from tests.checkpoints import read
 
 KILLS = int(os.environ.get("LM_KILLS", "5"))
 SEED = int(os.environ.get("LM_KILLS_SEED", time.time_ns() % 10**6))

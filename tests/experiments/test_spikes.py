@@ -9,9 +9,9 @@ import pytest
 
 import lm.train.state
 from experiments import running
-from lm.checkpoint import read
 from lm.data.loader import Batches
 from lm.track.metrics import read_metrics
+from tests.checkpoints import read
 
 BAD = 18  # the number of the batch
 KEYS = {"train.spike_threshold": 6, "train.spike_window": 8}

@@ -27,13 +27,14 @@ from experiments.convert import convert
 from experiments.generate import generate
 from experiments.inspect import inspect
 from lm import paths
-from lm.checkpoint import MANIFEST, Checkpoints, read
+from lm.checkpoint import MANIFEST, Checkpoints
 from lm.config import CheckpointConfig
 from lm.data import cache
 from lm.data.sources import read_corpus
 from lm.errors import UserError
 from lm.track import metrics
 from lm.track.metrics import MetricsWriter, read_metrics
+from tests.checkpoints import read
 
 KEYS = {"AWS_ACCESS_KEY_ID": "us", "AWS_SECRET_ACCESS_KEY": "secret"}
 
@@ -384,8 +385,8 @@ def refusing():
 
 
 def test_a_package_that_is_missing_and_what_is_no_bucket(tiny, monkeypatch):
-    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     for url, package in (("s3://tests/run", "s3fs"), ("gs://tests/run", "gcsfs")):
+        monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=rf"{package}: pip install -e '\.\[{url[:2]}\]'"):
             paths.as_path(url, "--workdir")
     with pytest.raises(UserError, match="gs://BUCKET and s3://BUCKET; mount it"):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from experiments.running import alone
-from lm.checkpoint import read
 from lm.config import Config, build
 from lm.data.tokenizer import load
 from lm.track.metrics import read_metrics
+from tests.checkpoints import read
 
 LOGGED = {
     *("step", "train/loss", "train/grad_norm", "train/lr", "train/skipped_steps"),

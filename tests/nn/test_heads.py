@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.heads import Classifier, Detector, Head, Pooler, TokenTypes
+from lm.nn.heads import Classifier, Detector, Head, Pooler
 from lm.nn.params import abstract_parameters, bind, count_parameters
+from lm.nn.positions import Table
 from tests.nn.tiny import tiny
 
 RNG = np.random.default_rng(0)
@@ -109,7 +110,7 @@ def test_logits_of_classes_are_never_in_low_precision():
 
 
 def test_token_types_are_rows_of_a_table():
-    module = TokenTypes(encoder(token_types=3))
+    module = Table(encoder(token_types=3), "Y", 3, "classes")
     p = random(module)
     types = np.array([[0, 2, 1], [1, 1, 0]])
     np.testing.assert_array_equal(bind(module, p)(types), p["table_YD"][types])

@@ -11,7 +11,7 @@ from lm.nn.attention import Visible
 from lm.nn.params import abstract_parameters, bind
 from lm.nn.positions import (
     DistanceBuckets,
-    LearnedPositions,
+    Table,
     alibi_slopes,
     distance_buckets,
     rotary_rates,
@@ -148,7 +148,10 @@ def test_learned_positions_are_rows_of_the_table():
     model = tiny({"model.max_positions": 9}).model
     table = RNG.standard_normal((9, 16)).astype(np.float32)
     positions = np.array([[0, 8, 3], [1, 1, 2]])
-    ours = bind(LearnedPositions(model), {"table_PD": jnp.asarray(table)})(positions)
+    ours = bind(
+        Table(model, "P", model.max_positions, "positions", model.position_offset),
+        {"table_PD": jnp.asarray(table)},
+    )(positions)
     np.testing.assert_array_equal(ours, table[positions])
 
 
@@ -156,7 +159,10 @@ def test_the_first_rows_of_a_table_may_be_left_out():
     model = tiny({"model.max_positions": 11, "model.position_offset": 2}).model
     table = RNG.standard_normal((11, 16)).astype(np.float32)
     positions = np.array([[0, 8, 3]])
-    ours = bind(LearnedPositions(model), {"table_PD": jnp.asarray(table)})(positions)
+    ours = bind(
+        Table(model, "P", model.max_positions, "positions", model.position_offset),
+        {"table_PD": jnp.asarray(table)},
+    )(positions)
     np.testing.assert_array_equal(ours, table[positions + 2])
 
 

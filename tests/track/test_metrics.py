@@ -112,7 +112,7 @@ def test_a_missing_package_is_named_before_anything_is_written(
     tmp_path, monkeypatch, package, options
 ):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"pip install {package}"):
+    with pytest.raises(UserError, match=f"needs {package}: pip install"):
         MetricsWriter(tmp_path, **options)
     assert not list(tmp_path.iterdir())
 
