@@ -4,8 +4,8 @@
 
 float32 weights, gradients and moments, bfloat16 products, AdamW, scanned layers, pure FSDP, nothing
 offloaded. GiB of a device; a row is a slice, the sequences of a chip, their length, and what is
-recomputed (of "minimal" attention and what follows it up to the feed-forward), with MaxText's temporaries and total where they are known; and what is alive at the
-worst moment, arguments too.
+recomputed (of "minimal" attention and what follows it up to the feed-forward), with MaxText's
+temporaries and total where they are known; and what is alive at the worst moment, arguments too.
 """
 
 import json
