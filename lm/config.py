@@ -306,6 +306,10 @@ DERIVED = {
 }
 
 
+# Keys that runs of before lack in their config.json, with what those did.
+ADDED = {TransformerConfig: {"feedforward_pieces": 1}}
+
+
 def resolve(keys, tokenizer_size=None):
     """The Config of a mapping of sections to keys, with what is None derived from the rest.
 
@@ -331,6 +335,7 @@ def build(kind, value, path="", resolved=True):
     if dataclasses.is_dataclass(kind):
         require(hasattr(value, "items"), f"{path or 'config'}={value!r} must be a section of keys.")
         fields, prefix = typing.get_type_hints(kind), path and path + "."
+        value = {**ADDED.get(kind, {}), **value}
         for key in value:
             if key not in fields:
                 hint = did_you_mean(key, fields)

@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from configs.base import base
-from lm.config import Config, DataConfig, build, differences, flatten, resolve
+from lm.config import ADDED, Config, DataConfig, build, differences, flatten, resolve
 from lm.errors import UserError
 from tests.nn.tiny import STACKS
 
@@ -305,6 +305,16 @@ def test_all_missing_keys_are_named():
     del keys["path"], keys["order"]
     with pytest.raises(UserError, match=r"lacks path, order"):
         build(DataConfig, keys)
+
+
+def test_what_runs_of_before_lack_is_what_they_did():
+    now = resolve(base(), 300)
+    before = dataclasses.asdict(now)
+    for kind, keys in ADDED.items():
+        (section,) = (name for name, value in vars(now).items() if type(value) is kind)
+        for key in keys:
+            del before[section][key]
+    assert build(Config, before) == now
 
 
 def test_differences_are_those_that_change_what_is_computed():
