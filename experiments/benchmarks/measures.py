@@ -85,7 +85,8 @@ def until_first_step(python, folder, text, run):
     workdir = Path(folder) / f"run{run}"
     command = [python, "-m", "experiments.train", "--config=configs/shakespeare.py"]
     command += [f"--workdir={workdir}", f"--config.data.path={text}"]
-    environment = {**os.environ, "LM_CACHE": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = {"LM_CACHE": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = {**os.environ, **environment, "XLA_FLAGS": ""}  # as many devices as there are
     start, metrics, null = time.perf_counter(), workdir / "metrics.jsonl", subprocess.DEVNULL
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=null, stderr=null) as process:
