@@ -160,7 +160,8 @@ def dns_name(workdir):
 
 
 def jobset(name, command, image, accelerator, chips, nodes, slices, queue):
-    """A run on GKE as a JobSet (v1alpha2), which Kueue admits as a whole.
+    """A run on GKE as a JobSet (v1alpha2), as JSON, which is YAML too. With a queue Kueue suspends
+    it as it is made, and admits it as a whole.
 
     accelerator: a GPU, "nvidia-h100-80gb", of which `nodes` have `chips` each; or a TPU and its
     topology, "tpu-v5p-slice:2x2x4", of which there are `slices`, `chips` (4) in a node.
@@ -200,35 +201,11 @@ def jobset(name, command, image, accelerator, chips, nodes, slices, queue):
         exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
         metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
     spec = {
-        "suspend": bool(queue),  # until Kueue admits it
         "failurePolicy": {"maxRestarts": JOBSETS, "rules": [fails]},
         "replicatedJobs": [{"name": "lm", "replicas": slices, "template": {"spec": job}}],
     }
-    return _object("jobset.x-k8s.io/v1alpha2", "JobSet", metadata, spec)
-
-
-def kueue(queue, jobs, chips):
-    """A queue, in the namespace "default", of JobSets like `jobs`, and of so many chips in all:
-    objects (v1beta2) that a cluster needs once."""
-    pod = jobs["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    (resource,) = pod["containers"][0]["resources"]["limits"]
-    quota = {"name": queue, "resources": [{"name": resource, "nominalQuota": chips}]}
-    groups = [{"coveredResources": [resource], "flavors": [quota]}]
-    api, name = "kueue.x-k8s.io/v1beta2", {"name": queue}
-    return [
-        _object(api, "ResourceFlavor", name, {"nodeLabels": pod["nodeSelector"]}),
-        _object(api, "ClusterQueue", name, {"namespaceSelector": {}, "resourceGroups": groups}),
-        _object(api, "LocalQueue", {**name, "namespace": "default"}, {"clusterQueue": queue}),
-    ]
-
-
-def _object(api, kind, metadata, spec):
-    return {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
-
-
-def manifest(objects):
-    """What kubectl is given: JSON, which is YAML too."""
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}, indent=2)
+    head = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet"}
+    return json.dumps({**head, "metadata": metadata, "spec": spec}, indent=2)
 
 
 def gke_submit(name, text):
