@@ -22,7 +22,7 @@ from pathlib import Path
 
 from experiments import cli
 from experiments import launch as launcher
-from experiments.inspect import read_config
+from lm.analysis.report import read_run
 from lm.cluster import launch as cluster
 from lm.cluster.processes import RESTART
 from lm.cluster.signals import interruptions
@@ -30,7 +30,6 @@ from lm.config import Config, resolve
 from lm.errors import RunError, UserError, optional, require, require_in
 from lm.paths import alone, as_path, is_url, write
 from lm.track.environment import commit
-from lm.track.metrics import logged, read_metrics
 
 flags = cli.Parser(__doc__, config="optional")
 add = flags.add_argument
@@ -157,7 +156,7 @@ class Sweep:
     def is_behind(self, run):
         return False
 
-    def tell(self, run, status, rows):
+    def tell(self, run, status, known):
         pass
 
     def run(self, signals):
@@ -195,10 +194,6 @@ class Sweep:
     def row(self, run):
         return self.ledger.get(run.name, {})
 
-    def metrics(self, run):
-        path = run.workdir / "metrics.jsonl"
-        return read_metrics(path) if logged(path) else []
-
     def ended(self, run):
         """Whether all its steps are done, though a sweep that was killed could not say so."""
         if launcher.saved_step(run.workdir) < run.config.train.num_steps:
@@ -208,16 +203,15 @@ class Sweep:
 
     def start(self, runs, parallel):
         """Start runs, all at once, but for those that a killed sweep has left going on."""
-        jobs = {run: self.row(run).get("job") for run in runs}
-        held = {r: cluster.slurm_job(jobs[r]) if jobs[r] else Held(r.workdir) for r in runs}
-        self.running |= {run: process for run, process in held.items() if process.poll() is None}
+        for run in runs:
+            job = self.row(run).get("job")
+            left = cluster.slurm_job(job) if job else Held(run.workdir)
+            self.running |= {run: left} if left.poll() is None else {}
         new = [run for run in runs if run not in self.running]
-        for run, process in zip(new, self.processes(new, parallel), strict=True):
-            self.running[run] = process
-            lost = self.row(run).get("status") == "started"  # with the sweep that began it
-            seconds = None if lost else self.row(run).get("seconds", 0)
-            job = process.name if self.arguments.backend == "slurm" else None
-            self.write(run, "started", job=job, began=time.time(), seconds=seconds)
+        self.running.update(zip(new, self.processes(new, parallel), strict=True))
+        for run in new:
+            slurm = self.arguments.backend == "slurm"
+            self.write(run, "started", job=self.running[run].name if slurm else None)
             print(f"{run.name}: started", flush=True)
 
     def processes(self, runs, parallel):
@@ -225,26 +219,24 @@ class Sweep:
         arguments, backend = self.arguments, self.arguments.backend
         commands = [launcher.run_flags(arguments, run.workdir, run.texts) for run in runs]
         if backend == "slurm" and runs:
-            folder, parameters = launcher.slurm_job(arguments, self.folder)
-            commands = [[*launcher.here(), *command] for command in commands]
-            parameters["array_parallelism"] = parallel
-            return cluster.slurm_submit(folder, parameters, commands)
-        if backend == "gke":
-            jobs = zip(runs, commands, strict=True)
-            jobs = [launcher.gke_job(arguments, run.workdir, flags) for run, flags in jobs]
-            return [cluster.gke_submit(*job) for job in jobs]
+            yield from launcher.slurm(arguments, self.folder, *commands, at_once=parallel)[1]()
+            return
         options = ("backend", "processes", "accelerator", "zone", "runtime")
         given = [(name, getattr(arguments, name)) for name in options]
         launch = [sys.executable, "-m", "experiments.launch"]
         launch += [f"--{name}={value}" for name, value in given if value]
         launch += ["--spot"] if arguments.spot else []
-        started = []
         for run, command in zip(runs, commands, strict=True):
-            log = self.local / "logs" / f"{run.name}.txt"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as out:
-                started.append(subprocess.Popen([*launch, *command], stdout=out, stderr=out))
-        return started
+            if backend == "gke":
+                yield launcher.gke(arguments, run.workdir, command)[1]()
+                continue
+            self.log(run).parent.mkdir(parents=True, exist_ok=True)
+            with self.log(run).open("ab") as out:
+                yield subprocess.Popen([*launch, *command], stdout=out, stderr=out)
+
+    def log(self, run):
+        """What a run has said, of those whose process is here."""
+        return self.local / "logs" / f"{run.name}.txt"
 
     def watch(self, run, process):
         code = process.poll()
@@ -257,36 +249,40 @@ class Sweep:
 
     def end(self, run, status, code=0):
         self.running.pop(run, None)
-        self.write(run, status, exit=code)
-        self.tell(run, status, self.metrics(run))
-        self.failed += [run.name] if status == "failed" else []
-        print(f"{run.name}: {status}, eval/loss {self.row(run)['eval_loss']}", flush=True)
+        known = self.write(run, status, exit=code)
+        status = self.row(run)["status"]
+        self.tell(run, status, known)
+        told = f"eval/loss {known.measured('eval/loss')}"
+        if status == "failed":
+            self.failed.append(run.name)
+            log = self.log(run)
+            said = [f"exit code {code}" if code else "", f"see {log}" if log.is_file() else ""]
+            told = "; ".join(filter(None, [*known.damaged, *said]))
+        print(f"{run.name}: {status}, {told}", flush=True)
 
     def write(self, run, status, **values):
-        """A run's line of the ledger, with what its workdir tells."""
-        workdir, row, rows = run.workdir, self.row(run), self.metrics(run)
-        environment, config = workdir / "environment.json", workdir / "config.json"
-        seconds = row.get("seconds")
-        if status != "started" and row.get("status") == "started" and seconds is not None:
-            seconds += time.time() - row["began"]
-        starts = json.loads(environment.read_text()) if environment.is_file() else []
+        """A run's line of the ledger, with what its workdir tells, a report.Run, which it gives.
+        Of damaged files nothing is told, and the run has failed.
+        """
+        known, row = read_run(run.workdir, run.name), self.row(run)
         self.ledger[run.name] = {
             "run": run.name,
-            "status": status,
-            "workdir": str(workdir),
+            "status": "failed" if known.damaged and status != "started" else status,
+            "workdir": str(run.workdir),
             "config": self.arguments.spec,
             "changes": {**self.arguments.keys, **run.changes},
-            "code": starts[-1]["code"] if starts else commit(cli.ROOT),
-            "data_key": read_config(workdir)[1] if config.is_file() else None,
+            "code": known.starts[-1].get("code") if known.starts else commit(cli.ROOT),
+            "data_key": known.config.get("data_key"),
             "seed": run.config.train.seed,
-            "steps": launcher.saved_step(workdir),
-            "seconds": seconds,
-            **{name: last(rows, key) for name, key in RESULTS.items()},
-            **{name: row.get(name) for name in ("job", "began", "exit")},
+            "steps": launcher.saved_step(run.workdir),
+            "seconds": known.seconds(),
+            **{name: known.measured(key) for name, key in RESULTS.items()},
+            **{name: row.get(name) for name in ("job", "exit")},
             **values,
         }
         lines = [f"{json.dumps(line)}\n" for line in self.ledger.values()]
         write(self.folder / "ledger.jsonl", "".join(lines))
+        return known
 
 
 class Search(Sweep):
@@ -344,13 +340,13 @@ class Search(Sweep):
 
     def is_behind(self, run):
         known = self.study.get_trials(deepcopy=False)[run.trial.number].intermediate_values
-        for row in self.metrics(run):
+        for row in read_run(run.workdir, run.name).rows:
             if row.get(self.metric) is not None and row["step"] not in known:
                 run.trial.report(row[self.metric], row["step"])
         return run.trial.should_prune()
 
-    def tell(self, run, status, rows):
-        value, states = last(rows, self.metric), self.optuna.trial.TrialState
+    def tell(self, run, status, known):
+        value, states = known.measured(self.metric), self.optuna.trial.TrialState
         told = f"{run.name} logged no {self.metric}, the METRIC of {self.arguments.sweep}."
         require(value is not None or status != "done", told)
         if status == "done":
@@ -378,10 +374,6 @@ class Held:
 
     def terminate(self):
         """It ends by itself."""
-
-
-def last(rows, name):
-    return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
 
 
 def table(rows):

@@ -54,6 +54,11 @@ class Run:
     samples: list
     notes: list
 
+    @property
+    def damaged(self):
+        """The notes on files that are there and cannot be read."""
+        return [note for note in self.notes if "there is no" not in note]
+
     def last(self, name):
         """The last value logged, NaN if it was not finite; None if there is none."""
         found = [row[name] for row in self.rows if name in row]
@@ -81,19 +86,28 @@ class Run:
             return None if last is None else math.nan
         return last if name == "eval/loss" else float(smooth(series(self.rows, name)[1])[-1])
 
+    def seconds(self):
+        """From the first start to the last logged step; None: not recorded."""
+        times = [row["time"] for row in self.rows if "time" in row]
+        if not (times and self.starts):
+            return None
+        start = datetime.datetime.fromisoformat(self.starts[0]["start"])
+        return max(times) - start.timestamp()
+
     def goodput(self):
-        """The share of the time from the first start to the last logged step in which it trained
+        """The share of `seconds` in which it trained
         the steps that it has, each taken as the median at most: the rest is compilation,
         evaluation, saves, steps done again, and what lay between starts. None: not recorded.
         """
-        rows = [row for row in self.rows if row.get("train/tokens_per_second") and "time" in row]
-        if not (rows and self.starts and self.tokens_per_step()):
+        rows, passed = (
+            [row for row in self.rows if row.get("train/tokens_per_second")],
+            self.seconds(),
+        )
+        if not (rows and passed and self.tokens_per_step()):
             return None
         rates = np.array([row["train/tokens_per_second"] for row in rows])
         seconds, steps = self.tokens_per_step() / rates, np.diff([-1, *(r["step"] for r in rows)])
         trained = (steps * np.minimum(seconds, np.median(seconds))).sum()
-        start = datetime.datetime.fromisoformat(self.starts[0]["start"])
-        passed = max(row["time"] for row in rows) - start.timestamp()
         return trained / passed if trained <= passed else None  # else the clocks differ
 
 
