@@ -258,6 +258,31 @@ def describe(config):
     return "\n".join(lines)
 
 
+def text_of(report, inside=""):
+    """A report, {name: number, text, list or such a report}, to be read by people."""
+    lines = []
+    for name, value in report.items():
+        bare, is_bytes = name.replace("_", " "), "bytes" in inside + name or "memory" in name
+        if name == "mesh":
+            lines.append(f"mesh {' '.join(f'{axis}={size}' for axis, size in value.items())}")
+        elif isinstance(value, dict):
+            lines += [bare, textwrap.indent(text_of(value, inside + name), "  ")]
+        else:
+            if isinstance(value, list):
+                value = ", ".join(map(str, value)) or "none"
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                form = ".4g" if isinstance(value, float) or value >= 10**12 else ","
+                value = readable_bytes(value) if is_bytes else f"{value:{form}}"
+            lines.append(f"{bare:32}{value!s:>20}")
+    return "\n".join(lines)
+
+
+def readable_bytes(size):
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:.4g} {units[power]}"
+
+
 def find_runs(paths):
     """The runs in folders, of which each is a run's or one whose sub-folders are."""
     found = []
