@@ -114,10 +114,13 @@ def plan(arguments, label, changes, trial=None):
         config = resolve(cli.load_config(arguments.spec, keys), tokenizer_size=1)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
-    words = ",".join(f"{key.rpartition('.')[2]}={text}" for key, text in texts.items())
+    words = [f"{trial.number:04}"] if trial else []
+    for key, x in changes.items():
+        words.append(f"{key.rpartition('.')[2]}={f'{x:.4g}' if isinstance(x, float) else x}")
+    while words[1:] and len(",".join(words)) > 40:
+        words.pop()
     content = json.dumps([arguments.spec, sorted(keys.items())])
-    number = f"{trial.number:04}," if trial else ""
-    name = number + re.sub(r"[^\w=.,-]", "_", words)[:60]
+    name = re.sub(r"[^\w=.,-]", "_", ",".join(words))[:40]
     name = f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     return Run(as_path(arguments.workdir) / name, changes, texts, config, trial)
 
@@ -377,8 +380,10 @@ class Held:
 
 
 def table(rows):
-    """Rows as text, with a column for each key."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    """Rows as text, with a column for each key, but for those of a config that all rows share."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    same = {key for key in keys if len({str(row.get(key)) for row in rows}) == 1}
+    keys = [key for key in keys if "." not in key or key not in same or not rows[1:]]
     lines = [[key.rpartition(".")[2] for key in keys]]
     for row in rows:
         values = [row.get(key, "") for key in keys]

@@ -1,7 +1,7 @@
 """Runs side by side in one HTML page that needs nothing outside itself: no script, no network.
 
-What a run did not record is said to be not measured; nothing is guessed. Pictures are SVG in the
-page's colours, which are light or dark as the reader's screen is.
+What a run did not record is said to be not measured; nothing is guessed. Pictures are SVG, which
+the page inverts where the reader's screen is dark.
 """
 
 import dataclasses
@@ -20,15 +20,10 @@ from lm.analysis.curve import BLUE, GREEN, PURPLE, VERMILLION, limits, series, s
 from lm.config import flatten
 from lm.track.metrics import read_metrics
 
-# On white: on black. Of a picture the first is a name too, for which the page knows the second.
-COLOURS = {BLUE: "#5CB8F0", VERMILLION: "#FF8A3D", GREEN: "#2FC79A", PURPLE: "#E58FC0"}
-COLOURS |= {"#8A6D00": "#F0E442", "#6B6B6B": "#B5B5B5"}
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, "#8A6D00", "#6B6B6B")
 DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")  # when the colours are used up
-INK, LINE, PAGE = "#1A1A1A", "#DADADA", "#FEFEFE"
-THEME = {**COLOURS, INK: "#E8E8E8", LINE: "#3A3D42", PAGE: "#15171B"}
-INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-LOOK: dict = dict.fromkeys(INKED, INK) | {"font.size": 11, "svg.fonttype": "none"}
-LOOK |= {"axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6, "text.parse_math": False}
+LOOK: dict = {"font.size": 10, "svg.fonttype": "none", "text.parse_math": False}
+LOOK |= {"axes.grid": True, "grid.color": "0.86", "grid.linewidth": 0.6}
 LOOK |= {"axes.spines.top": False, "axes.spines.right": False}
 NOT_RECORDED = "not recorded"
 POINTS = 300  # of a curve
@@ -157,11 +152,7 @@ def written(value):
 
 def style(index):
     """(colour, dashes) of a run."""
-    return list(COLOURS)[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-
-
-def variable(colour):
-    return f"var(--c{colour[1:].lower()}, {colour})"
+    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
 
 
 def picture(caption, draw, *arguments, height=3.0):
@@ -177,7 +168,6 @@ def picture(caption, draw, *arguments, height=3.0):
     body = svg[svg.index(">", svg.index("<svg")) + 1 :].replace("xlink:href", "href")
     body = re.sub("<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub('<g id="[^"]*"', "<g", body)  # the same in each picture
-    body = re.sub("(?<=(?:fill|roke): )#[0-9a-f]{6}", lambda x: variable(x[0].upper()), body)
     caption = html.escape(caption)
     view = f'role="img" aria-label="{caption}" viewBox="0 0 360 {72 * height:g}"'
     return f"<figure><figcaption>{caption}</figcaption><svg {view}>{body}</figure>"
@@ -217,7 +207,7 @@ def draw_slice(panel, key, points):
     panel.xaxis.set_major_formatter("{x:.4g}")
     panel.minorticks_off()
     for value, loss, colour, ended in points:
-        panel.plot(value, loss, "o", color=colour, mfc=colour if ended else PAGE, ms=7)
+        panel.plot(value, loss, "o", color=colour, mfc=colour if ended else "white", ms=7)
     panel.margins(0.1)
     panel.set_xlabel(key)
 
@@ -229,11 +219,11 @@ def draw_parallel(panel, columns):
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     panel.set_axis_off()
-    text = {"bbox": {"facecolor": PAGE, "edgecolor": "none", "pad": 1}, "zorder": 3}
+    text = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}, "zorder": 3}
     rows = -np.arange(len(columns))
     places = np.array([positions(values) for values in columns.values()])
     for row, (key, values), xs in zip(rows, columns.items(), places, strict=True):
-        panel.plot([0, 1], [row, row], color=INK, lw=0.8)
+        panel.plot([0, 1], [row, row], color="black", lw=0.8)
         panel.text(0.02, row + 0.13, key, va="bottom", weight="bold", fontsize=10, **text)
         for x, value in spaced(xs, values):
             label = f"{value:.4g}" if is_number(value) else written(value)[-24:]
@@ -356,7 +346,7 @@ def page(runs):
     losses, keys, names = [run.final_loss(loss) for run in runs], differing(runs), []
     for index, run in enumerate(runs):
         colour, dashes = style(index)
-        line = f'd="M0 4h26" style="stroke: {variable(colour)}" stroke-dasharray="{dashes}"'
+        line = f'd="M0 4h26" stroke="{colour}" stroke-dasharray="{dashes}"'
         sign = f'<svg class="sign" viewBox="0 0 26 8"><path {line}/></svg>'
         names.append(f"{sign} {html.escape(run.name)}")
     logged = {name: [series(run.rows, name) for run in runs] for name in CURVES}
@@ -386,17 +376,16 @@ def page(runs):
         title=escape(runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
         now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         body="\n".join(lines),
-        dark="; ".join(f"--c{light[1:].lower()}: {dark}" for light, dark in THEME.items()),
         wide=BLOCKS.replace("table", ".blocks"),
         narrow=BLOCKS,
     )
 
 
 BLOCKS = """\
-table thead { display: none } table tr { border: 1px solid var(--line); padding: .4rem .6rem }
+table thead { display: none } table tr { border: 1px solid #8886; padding: .4rem .6rem }
 table tbody { display: grid; gap: 1ex; grid-template-columns: repeat(auto-fill, minmax(17rem,1fr)) }
 table td { display: flex; flex-wrap: wrap; column-gap: 1rem; padding: .1rem 0; border: 0 }
-table td::before { content: attr(data-label); color: var(--dim); flex: 0 0 7.5rem }"""
+table td + td::before { content: attr(data-label); opacity: .7; flex: 0 0 9.5rem }"""
 TEMPLATE = string.Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -406,15 +395,17 @@ TEMPLATE = string.Template("""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>$title</title>
 <style>
-@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; $dark } }
-:root { --line: var(--cdadada, #dadada); --dim: var(--c6b6b6b, #6b6b6b) }
+@media screen { :root { color-scheme: light dark } }
+@media screen and (prefers-color-scheme: dark) {
+  body { background: black } svg { filter: invert(1) hue-rotate(180deg) } }
 * { box-sizing: border-box }
-body { background: var(--cfefefe, #fefefe); color: var(--c1a1a1a, #1a1a1a); max-width: 72rem;
-  margin: auto; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
+body { max-width: 72rem; margin: auto; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif;
+  overflow-wrap: anywhere }
 h2 { font-size: 1.2rem; margin-top: 2rem } h3 { font-size: 1rem } h2, h3 { break-after: avoid }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; text-align: left }
-th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line) }
+th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #8886 }
 th { overflow-wrap: break-word } td { min-width: 5rem }
+td:first-child { word-break: break-all; min-width: 12rem }
 table, tr, figure, pre { break-inside: avoid }
 .sign { width: 26px; height: 8px; fill: none; stroke-width: 2.5 } figure { margin: 0 }
 .pictures { display: grid; gap: 1.5rem; align-items: start;

@@ -133,7 +133,8 @@ def test_a_dry_run_is_a_table(tmp_path):
     status, out, err = command(*argv, "--dry_run")
     assert (status, err) == (0, "")
     head, *lines = out.splitlines()
-    assert head.split()[:3] == ["run", "d_model", "num_layers"] and len(lines) == 12
+    assert head.split() == ["run", "d_model", "num_layers", "num_heads", "peak_lr", "num_steps"]
+    assert len(lines) == 12 and max(map(len, lines)) < 100
     assert len({line.split()[0] for line in lines}) == 12
     assert not (tmp_path / "a").exists()
     # A name follows from what a run changes, whatever the order and the other runs.
@@ -253,7 +254,7 @@ def test_what_failed_is_tried_again(stand_in, file, tmp_path):
         assert status == 1 and "1 runs failed, and the same command tries them again: p" in err
         assert len(order) == count
     assert [path.name.split(",")[0] for path in order] == [
-        *("peak_lr=0.1", "peak_lr=7.0", "peak_lr=0.2", "peak_lr=7.0")
+        *("peak_lr=0.1", "peak_lr=7", "peak_lr=0.2", "peak_lr=7")
     ]
 
 
