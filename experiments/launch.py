@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from experiments import cli
-from experiments.inspect import checkpoint_steps
+from experiments.inspect import checkpoint_steps, sizes_of
 from lm.cluster import launch as cluster
 from lm.config import resolve
 from lm.errors import require, require_in
@@ -47,7 +47,7 @@ def add_flags(parser):
 def launch(argv):
     arguments = flags.parse(argv)
     check(arguments)
-    resolve(arguments.config, tokenizer_size=1)
+    sizes_of(resolve(arguments.config, tokenizer_size=1), devices=None)  # before machines are made
     command = run_flags(arguments, arguments.workdir)
     text, start = BACKENDS[arguments.backend](arguments, arguments.workdir, command)
     return print(text) if arguments.dry_run else start()

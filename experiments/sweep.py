@@ -22,6 +22,7 @@ from pathlib import Path
 
 from experiments import cli
 from experiments import launch as launcher
+from experiments.inspect import sizes_of
 from lm.analysis.report import read_run
 from lm.cluster import launch as cluster
 from lm.cluster.processes import RESTART
@@ -112,6 +113,7 @@ def plan(arguments, label, changes, trial=None):
     keys = {**arguments.keys, **texts}
     try:
         config = resolve(cli.load_config(arguments.spec, keys), tokenizer_size=1)
+        sizes_of(config, devices=None)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
     words = [f"{trial.number:04}"] if trial else []

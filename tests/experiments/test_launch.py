@@ -71,6 +71,7 @@ WRONG = [
     (["--processes=0", DEMO, "--workdir=a"], "--processes=0 must be 1 or more"),
     (["--processes=2", "--process_id=0", DEMO, "--workdir=a"], "give one of the two"),
     ([DEMO, "--workdir=a", "--config.model.num_heads=7"], "does not divide"),
+    ([DEMO, "--workdir=a", "--config.mesh.fsdp=-1"], "only one axis can take what is left"),
     (["--backend=slurm", DEMO, "--workdir=a"], "needs sbatch, which is not here"),
     (
         [
