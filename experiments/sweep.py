@@ -42,7 +42,6 @@ add("--json", action="store_true", help="print that as JSON")
 launcher.add_flags(flags)
 
 POLL = 0.5  # seconds
-MANY = 10**6
 QUEUES = ("slurm", "gke")  # where runs wait for their turn, and go on without this process
 RESULTS = {"train_loss": "train/loss", "eval_loss": "eval/loss"}  # in metrics.jsonl
 RESULTS |= {"energy_joules": "energy/joules", "cost": "cost"}  # where they are known
@@ -103,9 +102,8 @@ class Run:
 
 def plan(arguments, label, changes, trial=None):
     """A Run, checked by all that can be without its text. Raises UserError, label first."""
-    require(
-        isinstance(changes, dict), f"{label} is {changes!r}, and not a dict of keys and values."
-    )
+    told = f"{label} is {changes!r}, and not a dict of keys and values."
+    require(isinstance(changes, dict), told)
     changes = {key: x.item() if hasattr(x, "item") else x for key, x in changes.items()}
     twice = ", ".join(arguments.keys.keys() & changes.keys())
     require(not twice, f"{label} sets {twice}, which is given as a flag too; give it once.")
@@ -167,11 +165,18 @@ class Sweep:
     def run(self, signals):
         """All runs, to their end or a signal's. Raises RunError if some have failed."""
         self.open()
-        parallel = self.arguments.parallel or (MANY if self.queued and self.runs[1:] else 1)
+        several = len(self.runs)  # one, if it is a search
+        parallel = self.arguments.parallel or (several if self.queued else 1)
         # Slurm itself sees to how many of an array run at a time.
-        at_once = MANY if self.arguments.backend == "slurm" and self.runs[1:] else parallel
+        at_once = max(parallel, several) if self.arguments.backend == "slurm" else parallel
         try:
-            self.go_on(signals, parallel, at_once)
+            while not signals.requested:
+                self.start(at_once, parallel)
+                if not self.running:
+                    break
+                for run, process in list(self.running.items()):
+                    self.watch(run, process)
+                time.sleep(POLL)
         finally:  # what is in a queue goes on without this process
             for run, process in [] if self.queued else list(self.running.items()):
                 stop(process)
@@ -183,36 +188,25 @@ class Sweep:
         if self.failed:
             raise RunError(told + ", ".join(self.failed))
 
-    def go_on(self, signals, parallel, at_once):
-        more = True
-        while (more or self.running) and not signals.requested:
-            new = []
-            while more and len(self.running) + len(new) < at_once:
-                run = self.next()
-                more = run is not None
-                new += [run] if more and not self.ended(run) else []
-            self.start(new, parallel)
-            for run, process in list(self.running.items()):
-                self.watch(run, process)
-            time.sleep(POLL)
-
     def row(self, run):
         return self.ledger.get(run.name, {})
 
-    def ended(self, run):
-        """Whether all its steps are done, though a sweep that was killed could not say so."""
-        if launcher.saved_step(run.workdir) < run.config.train.num_steps:
-            return False
-        self.end(run, "done")
-        return True
+    def is_done(self, run):
+        """Of all its steps, though a sweep that was killed could not say so."""
+        return launcher.saved_step(run.workdir) >= run.config.train.num_steps
 
-    def start(self, runs, parallel):
-        """Start runs, all at once, but for those that a killed sweep has left going on."""
-        for run in runs:
+    def start(self, at_once, parallel):
+        """Start what may be, all at once, but for what a killed sweep has left going on."""
+        new = []
+        while len(self.running) + len(new) < at_once and (run := self.next()):
             job = self.row(run).get("job")
             left = cluster.slurm_job(job) if job else Held(run.workdir)
-            self.running |= {run: left} if left.poll() is None else {}
-        new = [run for run in runs if run not in self.running]
+            if self.is_done(run):
+                self.end(run, "done")
+            elif left.poll() is None:
+                self.running[run] = left
+            else:
+                new.append(run)
         self.running.update(zip(new, self.processes(new, parallel), strict=True))
         for run in new:
             slurm = self.arguments.backend == "slurm"
@@ -245,19 +239,18 @@ class Sweep:
 
     def watch(self, run, process):
         code = process.poll()
-        if code is None and self.is_behind(run):
+        if behind := code is None and self.is_behind(run):
             stop(process)
-            if not self.ended(run):  # it may have come to its last step
-                self.end(run, "pruned")
-        elif code is not None and not self.ended(run):
-            self.end(run, "failed", code)
+        if behind or code is not None:
+            self.end(run, "pruned" if behind else "failed", code)
 
     def end(self, run, status, code=0):
+        """A run has ended: it is done, or else what status says."""
         self.running.pop(run, None)
+        status, code = ("done", 0) if self.is_done(run) else (status, code or 0)
         known = self.write(run, status, exit=code)
-        status = self.row(run)["status"]
+        status, told = self.row(run)["status"], f"eval/loss {known.measured('eval/loss')}"
         self.tell(run, status, known)
-        told = f"eval/loss {known.measured('eval/loss')}"
         if status == "failed":
             self.failed.append(run.name)
             log = self.log(run)
