@@ -11,10 +11,8 @@
     if __name__ == "__main__":
         cli.main(train)
 
-ml_collections.config_flags reads the same `--config=FILE:PRESET --config.section.key=value`. It is
-not used, because there a missing file or an unknown key ends in a traceback of some 50 lines, a
-wrong type in absl's usage text, and a key given twice with two values passes in silence; to change
-that takes more code than the parser below.
+ml_collections.config_flags reads the same flags, but there a missing file or an unknown key ends in
+a traceback of 50 lines, and a key given twice with two values passes in silence.
 """
 
 import argparse
@@ -63,12 +61,9 @@ class Parser(argparse.ArgumentParser):
         )
         self.takes_config = config != "none"
         if self.takes_config:
-            self.add_argument(
-                "--config",
-                metavar="FILE:PRESET",
-                required=config == "required",
-                help="the configuration, for example configs/gpt2.py:small",
-            )
+            told = "the configuration, for example configs/gpt2.py:small"
+            required = config == "required"
+            self.add_argument("--config", metavar="FILE:PRESET", required=required, help=told)
 
     def error(self, message):
         if wrong := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
@@ -88,8 +83,8 @@ class Parser(argparse.ArgumentParser):
             name = action.option_strings[-1]
             missing = action.required and name not in given
             require(not missing, f"{name}={action.metavar} is missing: {action.help}.")
-        keys = {name: texts[0] for name, texts in given.items() if name.startswith("--config.")}
-        flags = [(name, text) for name in given if name not in keys for text in given[name]]
+        keys = {name: given.pop(name)[0] for name in [*given] if name.startswith("--config.")}
+        flags = [(name, text) for name in given for text in given[name]]
         arguments = self.parse_args([n if text is None else f"{n}={text}" for n, text in flags])
         if self.takes_config and arguments.config is not None:
             arguments.spec = arguments.config
@@ -108,23 +103,20 @@ class Parser(argparse.ArgumentParser):
             if name in ("-h", "--help"):
                 self.print_help()
                 sys.exit(0)
-            is_key = self.takes_config and name.startswith("--config.")
-            if name not in known and not is_key:
+            action = known.get(name)
+            if action is None and not (self.takes_config and name.startswith("--config.")):
                 self._refuse(token, name, list(known))
-            if not is_key and known[name].nargs == 0:
+            if action is not None and action.nargs == 0:
                 require(not equals, f"{token}: {name} takes no value.")
                 text = None
             elif not equals:
-                text = next(tokens, "--")
-                value = None if is_key else known[name].metavar
-                missing = f"{name} needs a value: {name}={value or 'VALUE'}."
-                require(not text.startswith("--"), missing)
-            repeats = not is_key and isinstance(known[name], argparse._AppendAction)
+                text, value = next(tokens, "--"), getattr(action, "metavar", None) or "VALUE"
+                require(not text.startswith("--"), f"{name} needs a value: {name}={value}.")
             texts = given.setdefault(name, [])
-            if repeats or not texts:
+            if isinstance(action, argparse._AppendAction) or not texts:
                 texts.append(text)
             twice = f"{name} is given twice, as {texts[0]!r} and {text!r}; give it once."
-            require(repeats or texts == [text], twice)
+            require(text in texts, twice)
         return given
 
     def _refuse(self, token, name, known):
@@ -151,10 +143,8 @@ def load_config(spec, overrides):
         flag = f"--config.{key}={text}"
         if key not in keys:
             _refuse_key(flag, key, keys)
-        section = config
-        *names, leaf = key.split(".")
-        for name in names:
-            section = section[name]
+        name, _, leaf = key.rpartition(".")
+        section = config[name]
         section[leaf] = _value(flag, text, section.get_type(leaf), section[leaf])
     return config.lock()
 
@@ -205,15 +195,12 @@ def _preset(spec):
     path, _, name = spec.partition(":")
 
     def preset(names):
-        told = "it has no function get_config, so it is not a preset file."
-        require("get_config" in names, told)
-        return names["get_config"](name) if name else names["get_config"]()
+        require("get_config" in names, "it has no function get_config, so it is no preset file.")
+        return names["get_config"](*([name] if name else []))
 
     config = read_python(f"--config={spec}", path, "configs", preset)
-    require(
-        isinstance(config, ConfigDict),
-        f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}.",
-    )
+    told = f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}."
+    require(isinstance(config, ConfigDict), told)
     return config.unlock()
 
 
@@ -248,13 +235,11 @@ def _blame(error, file):
 
 def describe(config):
     """A resolved Config as text: a paragraph for each section."""
-    width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 12, break_on_hyphens=False)
-    wrapper.break_long_words = False
-    lines = []
+    width, lines = min(100, shutil.get_terminal_size((100, 24)).columns), []
+    how = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * 12}
     for section, values in dataclasses.asdict(config).items():
         words = (f"{key}={value if value != '' else repr('')}" for key, value in values.items())
-        lines += wrapper.wrap(f"{section:12}{' '.join(words)}")
+        lines.append(textwrap.fill(f"{section:12}{' '.join(words)}", width, **how))
     return "\n".join(lines)
 
 
@@ -338,18 +323,10 @@ def _one_line(error):
     return " ".join(str(error).split())
 
 
-REMEDIES = {
-    errno.ENOSPC: "free some space there, or give a path on another disk",
-    errno.EDQUOT: "free some of your quota, or give a path on another disk",
-    errno.EACCES: "check its owner and mode, or give another path",
-    errno.EPERM: "check its owner and mode, or give another path",
-    errno.EROFS: "give a path on a disk that can be written",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "a file stands where the path needs a folder; give another path",
-    errno.EISDIR: "give a file",
-    errno.EEXIST: "give another path, or move what is there",
-    errno.EMFILE: "raise the limit with `ulimit -n`",
-}
+SPACE = "free some space or quota there, or give a path on another disk"
+REMEDIES = {errno.ENOSPC: SPACE, errno.EDQUOT: SPACE, errno.EISDIR: "give a file"}
+REMEDIES |= {errno.EMFILE: "raise the limit with `ulimit -n`"}
+OTHERWISE = "check the path, its owner and mode, or give another"
 
 
 def _explain(error):
@@ -359,8 +336,7 @@ def _explain(error):
         return f"the memory of this machine is used up. {text}"
     if isinstance(error, OSError) and error.errno is not None:
         path = f"{error.filename}: " if error.filename else ""
-        remedy = REMEDIES.get(error.errno)
-        return f"{path}{error.strerror}{f'; {remedy}' if remedy else ''}."
+        return f"{path}{error.strerror}; {REMEDIES.get(error.errno, OTHERWISE)}."
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text:
         return (
             f"the memory of a device is used up: {text[:200]} Make data.batch_size smaller or "

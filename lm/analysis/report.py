@@ -10,6 +10,7 @@ import html
 import io
 import json
 import math
+import operator
 import re
 import shlex
 import string
@@ -21,7 +22,7 @@ from lm.config import flatten
 from lm.track.metrics import read_metrics
 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, "#8A6D00", "#6B6B6B")
-DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")  # when the colours are used up
+LINES = ("solid", "dashed", "dotted")  # when the colours are used up
 LOOK: dict = {"font.size": 10, "svg.fonttype": "none", "text.parse_math": False}
 LOOK |= {"axes.grid": True, "grid.color": "0.86", "grid.linewidth": 0.6}
 LOOK |= {"axes.spines.top": False, "axes.spines.right": False}
@@ -110,17 +111,15 @@ def read_run(folder, name):
     """The Run in a folder. What is missing or damaged becomes a note."""
     run = Run(name, {}, [], [], [], [])
 
-    def starts(path):
-        return sorted(json.loads(path.read_text()), key=lambda start: start["start"])
-
     def samples(path):
         found = map(json.loads, path.read_text().splitlines())
         return [(sample["prompt"], sample["text"]) for sample in found]
 
+    read, by_start = lambda path: json.loads(path.read_text()), operator.itemgetter("start")
     for file, part, parse in (
-        ("config.json", "config", lambda path: flatten(json.loads(path.read_text()))),
+        ("config.json", "config", lambda path: flatten(read(path))),
         ("metrics.jsonl", "rows", read_metrics),
-        ("environment.json", "starts", starts),
+        ("environment.json", "starts", lambda path: sorted(read(path), key=by_start)),
         ("samples.jsonl", "samples", samples),
     ):
         try:
@@ -151,8 +150,8 @@ def written(value):
 
 
 def style(index):
-    """(colour, dashes) of a run."""
-    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+    """(colour, kind of line) of a run."""
+    return COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
 
 
 def picture(caption, draw, *arguments, height=3.0):
@@ -183,8 +182,7 @@ def draw_curves(panel, name, found):
             scales.append(limits(values, None))
             values = smooth(values)
         few = np.unique(np.linspace(0, len(steps) - 1, POINTS).astype(int))
-        colour, dashes = style(index)
-        line = (0, tuple(map(float, dashes.split()))) if dashes else "-"
+        colour, line = style(index)
         mark = "o" if name == "eval/loss" or len(steps) == 1 else None
         panel.plot(steps[few], values[few], color=colour, ls=line, lw=1.4, marker=mark, ms=4)
     panel.set_xlabel("step")
@@ -193,9 +191,9 @@ def draw_curves(panel, name, found):
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
-        return
-    panel.ticklabel_format(axis="y", scilimits=(-2, 4))
-    if scales := list(filter(None, scales)):
+    else:
+        panel.ticklabel_format(axis="y", scilimits=(-2, 4))
+    if name == "train/loss" and (scales := list(filter(None, scales))):
         panel.set_ylim(min(low for low, _ in scales), max(high for _, high in scales))
 
 
@@ -298,11 +296,9 @@ def table(names, rows):
     """names: of the runs, as HTML. rows: {column: value} of each. A row that is too wide becomes a
     block, in which values have labels.
     """
-    columns = [html.escape(column) for column in ("run", *rows[0])]
-    heads, labels = (
-        [re.sub("([._])", rf"\1{gap}", column) for column in columns] for gap in ("<wbr>", "\u200b")
-    )
-    kind = ' class="blocks"' * (len(columns) > 10)
+    labels = [html.escape(column) for column in ("run", *rows[0])]
+    heads = [re.sub("([._])", r"\1<wbr>", label) for label in labels]
+    kind = ' class="blocks"' * (len(labels) > 10)
     lines = [f"<table{kind}><thead><tr><th>{'</th><th>'.join(heads)}</th></tr></thead><tbody>"]
     for name, row in zip(names, rows, strict=True):
         cells = zip(labels, (name, *map(cell, row.values())), strict=True)
@@ -345,10 +341,8 @@ def page(runs):
     loss = "eval/loss" if validated else "train/loss"
     losses, keys, names = [run.final_loss(loss) for run in runs], differing(runs), []
     for index, run in enumerate(runs):
-        colour, dashes = style(index)
-        line = f'd="M0 4h26" stroke="{colour}" stroke-dasharray="{dashes}"'
-        sign = f'<svg class="sign" viewBox="0 0 26 8"><path {line}/></svg>'
-        names.append(f"{sign} {html.escape(run.name)}")
+        colour, line = style(index)
+        names.append(f'<i style="border-top: 3px {line} {colour}"></i> {html.escape(run.name)}')
     logged = {name: [series(run.rows, name) for run in runs] for name in CURVES}
     curves = [
         picture(CURVES[x], draw_curves, x, found) for x, found in logged.items() if any(found)
@@ -397,7 +391,7 @@ TEMPLATE = string.Template("""\
 <style>
 @media screen { :root { color-scheme: light dark } }
 @media screen and (prefers-color-scheme: dark) {
-  body { background: black } svg { filter: invert(1) hue-rotate(180deg) } }
+  body { background: black } svg, i { filter: invert(1) hue-rotate(180deg) } }
 * { box-sizing: border-box }
 body { max-width: 72rem; margin: auto; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif;
   overflow-wrap: anywhere }
@@ -407,7 +401,7 @@ th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px
 th { overflow-wrap: break-word } td { min-width: 5rem }
 td:first-child { word-break: break-all; min-width: 12rem }
 table, tr, figure, pre { break-inside: avoid }
-.sign { width: 26px; height: 8px; fill: none; stroke-width: 2.5 } figure { margin: 0 }
+i { display: inline-block; width: 26px; height: 4px } figure { margin: 0 }
 .pictures { display: grid; gap: 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
 figcaption, pre { font-size: .9em } pre { white-space: pre-wrap }
