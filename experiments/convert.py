@@ -53,10 +53,8 @@ def convert(argv):
     family = export_model(model, arguments.target, arguments.family, finish=finish)
     files = sorted(path.name for path in Path(arguments.target).expanduser().iterdir())
     count = f"{count_parameters(model.module):,} parameters, {model.config.param_dtype}"
-    print(
-        f"{arguments.target}: a {family} of {count}, equal to the bit, logits within "
-        f"{told[0]:.1g}: {', '.join(files)}."
-    )
+    equal = f"equal to the bit, logits within {told[0]:.1g}"
+    print(f"{arguments.target}: a {family} of {count}, {equal}: {', '.join(files)}.")
 
 
 def copy_tokenizer(source, target):
