@@ -11,13 +11,13 @@ code, or gcloud's; slurm and gke submit it.
 
 import shlex
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 from experiments import cli
 from experiments.inspect import checkpoint_steps, sizes_of
 from lm.cluster import launch as cluster
+from lm.cluster.signals import interruptions
 from lm.config import resolve
 from lm.errors import require, require_in
 from lm.paths import as_path, is_url
@@ -137,26 +137,16 @@ def gke(arguments, workdir, command):
 
 
 def tpu_vm(arguments, workdir, command):
-    """VMs that another command has made are left alone; the exit code is that of what fails."""
-    where = arguments.accelerator, arguments.zone, arguments.runtime, arguments.spot
     command, name = [*cluster.LOCAL, *command], cluster.dns_name(workdir)
-    made, run, last = cluster.tpu_vm(name, command, *where)
+    where = arguments.accelerator, arguments.zone, arguments.runtime, arguments.spot
+    script = cluster.tpu_vm(name, command, *where)
 
     def start():
         cluster.needs("gcloud", "tpu-vm")
-        call_all(made)
-        try:
-            call_all(run)
-        finally:
-            subprocess.run(last)
+        with interruptions() as signals:
+            sys.exit(cluster.run([["bash", "-c", script]], signals)[0])
 
-    return "\n".join(map(shlex.join, [*made, *run, last])), start
-
-
-def call_all(commands):
-    for command in commands:
-        if code := subprocess.run(command).returncode:
-            sys.exit(code)
+    return script, start
 
 
 BACKENDS = {"local": local, "slurm": slurm, "gke": gke, "tpu-vm": tpu_vm}

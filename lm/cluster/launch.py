@@ -49,7 +49,7 @@ def supervise(commands, progress, num_steps):
     tries, saved = 0, progress()
     with interruptions() as signals:
         while True:
-            codes = _run([subprocess.Popen(command) for command in commands], signals)
+            codes = run(commands, signals)
             if wrong := [code for code in codes if code > 0 and code != RESTART]:
                 return wrong[0]
             before, saved = saved, progress()
@@ -61,9 +61,9 @@ def supervise(commands, progress, num_steps):
             print(f"launch: ended with {codes}; again from step {saved}", file=sys.stderr)
 
 
-def _run(started, signals):
-    """The exit codes of processes, which are told of a signal to this one."""
-    told = False
+def run(commands, signals):
+    """The exit codes of commands, run together, which are told of a signal to this process."""
+    started, told = [subprocess.Popen(command) for command in commands], False
     while None in (codes := [process.poll() for process in started]):
         if signals.requested and not told:
             told = True
@@ -222,24 +222,21 @@ def gke_submit(name, text):
 
 
 def tpu_vm(name, command, accelerator, zone, runtime, spot):
-    """Commands: (those that pack what is committed and make TPU VMs, those that bring it there and
-    run, one that deletes the VMs). accelerator: as "v5p-32"."""
-    tool, archive = ["gcloud", "compute", "tpus", "tpu-vm"], f"/tmp/{name}.tar.gz"
-    where, to_all = [name, f"--zone={zone}"], "--worker=all"
-    kind = [f"--accelerator-type={accelerator}", f"--version={runtime}"]
+    """A script that makes TPU VMs, as "v5p-32", brings what is committed there and runs it. It
+    deletes what it made, however it ends, and exits with the code of what fails.
+    """
+    tool = "gcloud compute tpus tpu-vm"
+    archive, where = f"/tmp/{name}.tar.gz", f"{name} --zone={zone}"
+    kind = f"--accelerator-type={accelerator} --version={runtime}{' --spot' if spot else ''}"
     run = [
         f"mkdir -p lm && tar -xzf {name}.tar.gz -C lm && cd lm && python3 -m venv .venv",
         ". .venv/bin/activate && pip install -q -e '.[tpu,gs]' -c constraints.txt",
         shlex.join(command),
     ]
-    return (
-        [
-            ["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
-            [*tool, "create", *where, *kind, *(["--spot"] if spot else [])],
-        ],
-        [
-            [*tool, "scp", archive, f"{name}:", where[1], to_all],
-            [*tool, "ssh", *where, to_all, f"--command={' && '.join(run)}"],
-        ],
-        [*tool, "delete", *where, "--quiet"],
-    )
+    return f"""\
+set -e
+git archive --format=tar.gz --output={archive} HEAD
+{tool} create {where} {kind}
+trap '{tool} delete {where} --quiet' EXIT
+{tool} scp {archive} {name}: --zone={zone} --worker=all
+{tool} ssh {where} --worker=all --command={shlex.quote(" && ".join(run))}"""

@@ -355,10 +355,13 @@ def test_the_checker_sees_what_is_wrong():
 
 
 def test_tpu_vms_get_the_code_run_and_are_deleted():
-    made, runs, last = launch.tpu_vm("lm-a", COMMAND, "v5p-32", "us-east5-a", "v2", True)
-    (archive, create), (copy, run) = made, runs
+    script = launch.tpu_vm("lm-a", COMMAND, "v5p-32", "us-east5-a", "v2", True)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    first, archive, create, trap, copy, run = map(shlex.split, script.splitlines())
+    assert first == ["set", "-e"] and (trap[0], trap[-1]) == ("trap", "EXIT")
     assert archive[:2] == ["git", "archive"] and archive[-1] == "HEAD"
     assert archive[3] == f"--output={copy[5]}"
+    last = shlex.split(trap[1])
     for command in (create, copy, run, last):
         assert command[:4] == ["gcloud", "compute", "tpus", "tpu-vm"]
         assert "--zone=us-east5-a" in command

@@ -116,11 +116,31 @@ def test_tpu_vms_are_deleted_by_who_made_them(fails, asked, code, monkeypatch, t
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     argv = ["--backend=tpu-vm", "--accelerator=v5p-8", "--zone=z", DEMO, "--workdir=gs://b/a"]
-    with pytest.raises(SystemExit) if code else contextlib.nullcontext() as ended:
+    with pytest.raises(SystemExit) as ended:
         command("launch", *argv)
-    assert not code or ended.value.code == code
+    assert ended.value.code == code
     Path("/tmp", f"{cluster.dns_name('gs://b/a')}.tar.gz").unlink()
     assert (tmp_path / "asked").read_text().split() == asked.split()
+
+
+def test_tpu_vms_are_deleted_after_a_signal(monkeypatch, tmp_path):
+    """As a sweep ends a run; gcloud's ssh waits here until it is told of that, or longer."""
+    program, asked = tmp_path / "gcloud", tmp_path / "asked"
+    program.write_text(f'#!/bin/sh\necho $4 >> {asked}\n[ "$4" != ssh ] || exec sleep 3\n')
+    program.chmod(0o755)
+    argv = ["--backend=tpu-vm", "--accelerator=v5p-8", "--zone=z", DEMO, "--workdir=gs://b/s"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.launch", *argv],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    while not asked.exists() or "ssh" not in asked.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) != 0
+    Path("/tmp", f"{cluster.dns_name('gs://b/s')}.tar.gz").unlink()
+    assert asked.read_text().split() == ["create", "scp", "ssh", "delete"]
 
 
 @pytest.mark.kills
