@@ -137,7 +137,16 @@ def load_config(spec, overrides):
     that the key has: an int may be written 1e6, and `none` is None where a number stood.
     Raises UserError, one line, for whatever is wrong with any of them.
     """
-    config = _preset(spec)
+    path, _, preset = spec.partition(":")
+
+    def made(names):
+        require("get_config" in names, "it has no function get_config, so it is no preset file.")
+        return names["get_config"](*([preset] if preset else []))
+
+    config = read_python(f"--config={spec}", path, "configs", made)
+    told = f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}."
+    require(isinstance(config, ConfigDict), told)
+    config.unlock()
     keys = list(flatten(config.to_dict()))
     for key, text in overrides.items():
         flag = f"--config.{key}={text}"
@@ -188,20 +197,6 @@ def _value(flag, text, kind, current):
         return number
     require(whole == int(whole), wrong)
     return int(whole)
-
-
-def _preset(spec):
-    """The ConfigDict that FILE's get_config makes of PRESET, unlocked."""
-    path, _, name = spec.partition(":")
-
-    def preset(names):
-        require("get_config" in names, "it has no function get_config, so it is no preset file.")
-        return names["get_config"](*([name] if name else []))
-
-    config = read_python(f"--config={spec}", path, "configs", preset)
-    told = f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}."
-    require(isinstance(config, ConfigDict), told)
-    return config.unlock()
 
 
 def read_python(flag, path, folder, use):

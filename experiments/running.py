@@ -75,8 +75,10 @@ def run(workdir, data, config, saved, mesh, processes):
             closing(Watchdog(config.cluster.watchdog_seconds, processes.stacks)) as watchdog,
             processes.telling(),
         ):
-            if writes:
-                write_start(workdir, data, saved, processes.hosts)
+            if writes:  # what sampling needs besides a checkpoint, and what this start runs on
+                data.tokenizer.save(workdir)
+                write(workdir / "config.json", json.dumps(saved, indent=2) + "\n")
+                write_environment(workdir, processes.hosts)
 
             def hooks(first):
                 log = logger(config, mesh, first, writer, progress, examples, hosts)
@@ -148,13 +150,6 @@ def check_together(workdir, saved, index):
     require(not blind, f"{told}all the same folder, on a file system that they share, or a bucket.")
 
 
-def write_start(workdir, data, saved, hosts):
-    """What generate and lm.load need besides a checkpoint, and what this start runs on."""
-    data.tokenizer.save(workdir)
-    write(workdir / "config.json", json.dumps(saved, indent=2) + "\n")
-    write_environment(workdir, hosts)
-
-
 def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
     """log(step, values): to metrics.jsonl and the screen, a step's metrics renamed; nowhere without
     a writer. hosts: as of lm.cluster.hosts, where there are several processes.
@@ -171,12 +166,10 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
 
     def log(step, values):
         if "loss" in values:
-            told, of_hosts = [], {}
+            of_hosts, slow = hosts.metrics() if hosts is not None else ({}, None)
+            told = [f"step {step}: {slow}"] if slow else []
             if "expert_counts" in values:
                 told.append(dead_experts(step, values["expert_counts"]))
-            if hosts is not None:
-                of_hosts, slow = hosts.metrics()
-                told.append(slow and f"step {step}: {slow}")
             for line in filter(None, told):
                 print(line, file=sys.stderr, flush=True)
             high, low = values["fingerprint"]

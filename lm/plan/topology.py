@@ -5,7 +5,7 @@ needs a device, a driver or CUDA's libraries.
 """
 
 import dataclasses
-import importlib.util
+import importlib.metadata
 import os
 import re
 
@@ -80,9 +80,9 @@ def topology_devices(name):
     dims = TPUS.get(kind, 2)
     told = f"--topology={name}: {kind} takes {dims} sizes, as in {EXAMPLES}."
     require(re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{dims - 1}}}", sizes), told)
-    package = "libtpu" if kind in TPUS else "jax_plugins.xla_cuda13"
+    package = "libtpu" if kind in TPUS else "jax-cuda13-plugin"
     told = f"--topology={name} needs the compiler in {package}: pip install -e '.[aot]'."
-    require(_is_installed(package), told)
+    require(any(importlib.metadata.distributions(name=package)), told)
     from jax.experimental.topologies import get_topology_desc
 
     # libtpu is to ask no network what machine this is, and nobody else whether it may.
@@ -103,10 +103,3 @@ def memory_of(device):
     """Bytes of memory of a device, of those that lm.chips knows; else None."""
     known = DEVICES.get(device.device_kind)
     return known and known.memory
-
-
-def _is_installed(package):
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
