@@ -17,7 +17,7 @@ import string
 
 import numpy as np
 
-from lm.analysis.curve import BLUE, GREEN, PURPLE, VERMILLION, limits, series, smooth
+from lm.analysis.curve import BLUE, GREEN, PURPLE, VERMILLION, limits, log_scale, series, smooth
 from lm.config import flatten
 from lm.track.metrics import read_metrics
 
@@ -174,8 +174,6 @@ def picture(caption, draw, *arguments, height=3.0):
 
 def draw_curves(panel, name, found):
     """found: for each run its `series`, or None."""
-    from matplotlib.ticker import LogLocator
-
     scales = []
     for index, (steps, values) in ((i, of_run) for i, of_run in enumerate(found) if of_run):
         if "smoothed" in CURVES[name]:
@@ -187,10 +185,7 @@ def draw_curves(panel, name, found):
         panel.plot(steps[few], values[few], color=colour, ls=line, lw=1.4, marker=mark, ms=4)
     panel.set_xlabel("step")
     if name == "train/grad_norm":
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.minorticks_off()
+        log_scale(panel)
     else:
         panel.ticklabel_format(axis="y", scilimits=(-2, 4))
     if name == "train/loss" and (scales := list(filter(None, scales))):
