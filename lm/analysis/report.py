@@ -373,8 +373,9 @@ def page(runs):
 BLOCKS = """\
 table thead { display: none } table tr { border: 1px solid #8886; padding: .4rem .6rem }
 table tbody { display: grid; gap: 1ex; grid-template-columns: repeat(auto-fill, minmax(17rem,1fr)) }
-table td { display: flex; flex-wrap: wrap; column-gap: 1rem; padding: .1rem 0; border: 0 }
-table td + td::before { content: attr(data-label); opacity: .7; flex: 0 0 9.5rem }"""
+table td { display: flex; flex-wrap: wrap; align-items: baseline; padding: .1rem 0; border: 0 }
+table td + td::before { content: attr(data-label); opacity: .7; font-size: 13px; flex: 0 0 11rem }
+td:first-child { display: block }"""
 TEMPLATE = string.Template("""\
 <!DOCTYPE html>
 <html lang="en">
