@@ -120,9 +120,8 @@ def slurm(arguments, workdir, *commands, at_once=None):
 
     def submit():
         jobs = cluster.slurm_submit(folder, parameters, commands)
-        print(
-            f"submitted to Slurm; output of job {jobs[0].name}: {folder}/{jobs[0].name}_0_log.out"
-        )
+        first = jobs[0].name
+        print(f"submitted job {first}; its output: {folder}/{first}_0_log.out")
         return jobs
 
     script = cluster.slurm_script(folder, parameters)
