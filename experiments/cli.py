@@ -333,18 +333,14 @@ def _explain(error):
         path = f"{error.filename}: " if error.filename else ""
         return f"{path}{error.strerror}; {REMEDIES.get(error.errno, OTHERWISE)}."
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text:
-        return (
-            f"the memory of a device is used up: {text[:200]} Make data.batch_size smaller or "
-            "train.accumulation_steps larger, set model.remat=full or objective.logits_chunk, or "
-            "divide the weights with mesh.fsdp."
-        )
+        remedy = "Make data.batch_size smaller or train.accumulation_steps larger, set model.remat="
+        remedy += "full or objective.logits_chunk, or divide the weights with mesh.fsdp."
+        return f"the memory of a device is used up: {text[:200]} {remedy}"
     # jax says so in words, or by a bare assertion where the platform's plugin is not installed.
     lost = text.startswith(("Unable to initialize backend", "Unknown backend"))
     frames = traceback.extract_tb(error.__traceback__)
     if lost or (isinstance(error, AssertionError) and "xla_bridge" in frames[-1].filename):
         wanted = os.environ.get("JAX_PLATFORMS", "")
-        return (
-            f"jax cannot use the platform that JAX_PLATFORMS={wanted!r} asks for; unset it, or "
-            f"install the extra for the device, pip install -e '.[gpu]' or '.[tpu]'. {text}"
-        )
+        told = f"jax cannot use the platform that JAX_PLATFORMS={wanted!r} asks for; unset it, or "
+        return f"{told}install the device's extra, pip install -e '.[gpu]' or '.[tpu]'. {text}"
     return None

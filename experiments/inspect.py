@@ -82,10 +82,8 @@ def vocabulary(data):
         from lm.data.sources import read_corpus
 
         corpus = read_corpus("data.path", data.path, data.text_key, cache_root(data.cache))
-        characters = set()
-        for document in corpus.documents():
-            for piece in document.pieces():
-                characters.update(piece)
+        pieces = (piece for document in corpus.documents() for piece in document.pieces())
+        characters = set().union(*pieces)
         return len(characters), f"the characters of {data.path or 'the standard library'}"
     from lm.data.tokenizer import find
 
@@ -102,10 +100,8 @@ def read_config(workdir):
         data_key = keys.pop("data_key", None)
         return build(Config, keys), data_key
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{path} is not the configuration of a run of this version ({error}); "
-            "mend it, or give another --workdir."
-        ) from error
+        told = f"{path} is not the configuration of a run of this version ({error}); mend it, or "
+        raise UserError(f"{told}give another --workdir.") from error
 
 
 def checkpoint_steps(workdir):
@@ -127,13 +123,12 @@ def costs(config, devices=None):
     rows = data.batch_size // config.train.accumulation_steps // (mesh["data"] * fsdp)
     tokens_per_step = data.batch_size * data.sequence_length
     columns = min(config.objective.logits_chunk or model.vocab_size, model.vocab_size)
-    per_token = {
-        convention: flops.training_flops_per_token(model, data.sequence_length, convention)
-        for convention in flops.CONVENTIONS
-    }
+    length, per_token = data.sequence_length, {}
+    for kind in flops.CONVENTIONS:
+        per_token[kind] = flops.training_flops_per_token(model, length, kind)
     parameters = flops.parameter_count(model)
     memory = flops.state_bytes(model, fsdp, tensor)
-    memory |= flops.activation_bytes(model, rows * data.sequence_length, columns, tensor)
+    memory |= flops.activation_bytes(model, rows * length, columns, tensor)
     return {
         "parameters": parameters,
         "active_parameters": flops.active_parameter_count(model),
@@ -143,10 +138,10 @@ def costs(config, devices=None):
         "bytes_per_device": {**memory, "total": sum(memory.values())},  # at least
         "checkpoint_bytes": flops.checkpoint_bytes(model),
         "cache_bytes_per_token": flops.cache_bytes_per_token(model),
-        "cache_bytes": flops.cache_bytes(model, data.sequence_length),
+        "cache_bytes": flops.cache_bytes(model, length),
         "training_flops_per_token": per_token,
-        "forward_flops_per_token": flops.forward_flops_per_token(model, data.sequence_length),
-        "decode_flops_per_token": flops.decode_flops_per_token(model, data.sequence_length),
+        "forward_flops_per_token": flops.forward_flops_per_token(model, length),
+        "decode_flops_per_token": flops.decode_flops_per_token(model, length),
         "tokens_per_step": tokens_per_step,
         "flops_per_step": per_token["causal"] * tokens_per_step,
         "steps": steps,

@@ -106,8 +106,7 @@ def read(arguments, laws):
         curves = laws.read_csv(arguments.curves)
         told = f"{arguments.curves} has no column run, which tells the curves apart; add it."
         require(curves.names is not None, told)
-    last = laws.read_csv(arguments.csv) if arguments.csv else laws.last_rows(curves)
-    return last, curves
+    return laws.read_csv(arguments.csv) if arguments.csv else laws.last_rows(curves), curves
 
 
 def approaches(curves, groups, laws):
@@ -155,17 +154,14 @@ def text(report):
             lines.append(f"{words}: N ~ C^{power['a']:.3f}, from {power['points']} points")
     lines += [f"no approach {number}: {why}" for number, why in report["not_fitted"].items()]
     form = (
-        "Kaplan's law: N_c {N_c:.3g}, D_c {D_c:.3g}, alpha_N {alpha_N:.4f}, alpha_D {alpha_D:.4f}, "
-        "objective {objective:.7f}"
+        "Kaplan's law: N_c {N_c:.3g}, D_c {D_c:.3g}, alpha_N {alpha_N:.4f}, alpha_D {alpha_D:.4f}"
     )
-    lines.append(form.format(**report["kaplan"]))
+    lines.append((form + ", objective {objective:.7f}").format(**report["kaplan"]))
     for best in report["optima"]:
         name = f"{best['flops']:g}"
         low, high = report["intervals"][f"params at {name}"]
-        line = (
-            f"{name} FLOPs: {best['params']:.3g} parameters ({low:.3g} to {high:.3g}), "
-            f"{best['tokens']:.3g} tokens, loss {best['loss']:.3f}"
-        )
+        line = f"{name} FLOPs: {best['params']:.3g} parameters ({low:.3g} to {high:.3g}), "
+        line += f"{best['tokens']:.3g} tokens, loss {best['loss']:.3f}"
         if "chip_hours" in best:
             line += f", {best['chip_hours']:,.0f} chip hours, {best['megawatt_hours']:,.3g} MWh"
         lines.append(line)

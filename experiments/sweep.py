@@ -222,9 +222,8 @@ class Sweep:
             return
         options = ("backend", "processes", "accelerator", "zone", "runtime")
         given = [(name, getattr(arguments, name)) for name in options]
-        launch = [sys.executable, "-m", "experiments.launch"]
+        launch = [sys.executable, "-m", "experiments.launch", *["--spot"] * arguments.spot]
         launch += [f"--{name}={value}" for name, value in given if value]
-        launch += ["--spot"] if arguments.spot else []
         for run, command in zip(runs, commands, strict=True):
             if backend == "gke":
                 yield launcher.gke(arguments, run.workdir, command)[1]()
@@ -310,17 +309,12 @@ class Search(Sweep):
     def open(self):
         storages, Trial = self.optuna.storages, self.optuna.trial.Trial
         file = storages.journal.JournalFileBackend(str(self.local / "optuna.journal"))
-        self.study = self.optuna.create_study(
-            study_name="sweep",
-            storage=storages.JournalStorage(file),
-            pruner=self.optuna.pruners.SuccessiveHalvingPruner(),
-            direction=self.direction,
-            load_if_exists=True,
-        )
+        known = {"study_name": "sweep", "load_if_exists": True, "direction": self.direction}
+        known |= {"pruner": self.optuna.pruners.SuccessiveHalvingPruner()}
+        self.study = self.optuna.create_study(storage=storages.JournalStorage(file), **known)
         trials = self.study.get_trials(deepcopy=False)
         # With the seed of before it would suggest the same again.
-        sampler = self.optuna.samplers.TPESampler(seed=len(trials), constant_liar=True)
-        self.study.sampler = sampler
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=len(trials), constant_liar=True)
         left = [trial for trial in trials if not trial.state.is_finished()]
         self.waiting = [self.suggested(Trial(self.study, trial._trial_id)) for trial in left]
         print(f"{self.count} trials, {len(trials) - len(left)} of them ended")
