@@ -231,7 +231,11 @@ def _blame(error, file):
 def describe(config):
     """A resolved Config as text: a paragraph for each section."""
     width, lines = min(100, shutil.get_terminal_size((100, 24)).columns), []
-    how = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * 12}
+    how: dict = {
+        "break_long_words": False,
+        "break_on_hyphens": False,
+        "subsequent_indent": " " * 12,
+    }
     for section, values in dataclasses.asdict(config).items():
         words = (f"{key}={value if value != '' else repr('')}" for key, value in values.items())
         lines.append(textwrap.fill(f"{section:12}{' '.join(words)}", width, **how))

@@ -18,7 +18,7 @@ from lm.plan.topology import chip
 
 flags = cli.Parser(__doc__, config="none")
 add = flags.add_argument
-often = {"action": "append", "default": []}
+often: dict = {"action": "append", "default": []}
 add("--csv", metavar="FILE", help="the last loss of each run")
 add("--curves", metavar="FILE", help="the same at many steps of each, named in a column `run`")
 add("--runs", **often, metavar="FOLDER", help="a run, or a folder of runs; may be repeated")
