@@ -33,7 +33,13 @@ def add_flags(parser):
     add("--processes", type=int, default=1, metavar="N", help="on each node (local, slurm)")
     add("--nodes", type=int, default=1, metavar="N", help="machines of a run (slurm, gke)")
     add("--chips", type=int, default=0, metavar="N", help="GPUs or TPU chips of a node")
-    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="partition, time, ...")
+    add(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="partition, time (minutes), ...",
+    )
     add("--accelerator", metavar="KIND", help="nvidia-h100-80gb, tpu-v5p-slice:2x2x4, v5p-32")
     add("--slices", type=int, default=1, metavar="N", help="of that topology (gke)")
     add("--image", metavar="IMAGE", help="the container that the Dockerfile makes (gke)")
@@ -110,11 +116,8 @@ def slurm(arguments, workdir, *commands, at_once=None):
     its start gives a cluster.Job of each.
     """
     name, sizes = cluster.dns_name(workdir), (arguments.nodes, arguments.processes, arguments.chips)
-    folder = Path("runs", name) if is_url(workdir) else as_path(workdir)
-    folder, parameters = (
-        folder.resolve() / "slurm",
-        cluster.slurm_parameters(name, *sizes, arguments.slurm),
-    )
+    folder = Path("runs", name).resolve() if is_url(workdir) else as_path(workdir).resolve()
+    folder, parameters = folder / "slurm", cluster.slurm_parameters(name, *sizes, arguments.slurm)
     parameters |= {"array_parallelism": at_once} if at_once else {}
     commands = [[sys.executable, *cluster.LOCAL[1:], *command] for command in commands]
 
@@ -124,15 +127,16 @@ def slurm(arguments, workdir, *commands, at_once=None):
         print(f"submitted job {first}; its output: {folder}/{first}_0_log.out")
         return jobs
 
-    script = cluster.slurm_script(folder, parameters)
-    return f"{script}\n# Each task of it: {shlex.join(commands[0])}", submit
+    several = len(commands) if commands[1:] else None
+    lines = [cluster.slurm_script(folder, parameters, several), "# Each task of it:"]
+    return "\n".join([*lines, *(f"# {shlex.join(command)}" for command in commands)]), submit
 
 
 def gke(arguments, workdir, command):
     name, a = cluster.dns_name(workdir), arguments
     sizes = a.accelerator, a.chips, a.nodes, a.slices, a.queue
     text = cluster.jobset(name, [*cluster.LOCAL, *command], a.image, *sizes)
-    return text, lambda: cluster.gke_submit(name, text)
+    return text, lambda: [cluster.gke_submit(name, text)]
 
 
 def tpu_vm(arguments, workdir, command):

@@ -66,7 +66,8 @@ def sweep(argv):
     require("sweep" in names or "search" in names, told)
     planned = (Search if "search" in names else Sweep)(arguments, folder, names)
     if arguments.dry_run:
-        return print(table([{"run": run.name, **run.changes} for run in planned.runs]))
+        runs = table([{"run": run.name, **run.changes} for run in planned.runs])
+        return print(runs, *(text for text, _ in planned.submissions(planned.runs)), sep="\n")
     with alone(planned.local, "another sweep runs in"), interruptions() as signals:
         return planned.run(signals)
 
@@ -133,7 +134,8 @@ class Sweep:
         self.local = Path("runs", cluster.dns_name(folder)) if is_url(folder) else folder
         self.queued = arguments.backend in QUEUES
         self.ledger, self.running = read_ledger(folder), {}
-        self.runs = self.planned(names)
+        self.runs = self.planned(names)  # of a search one
+        self.parallel = arguments.parallel or (len(self.runs) if self.queued else 1)
 
     def planned(self, names):
         """What a dry run shows. Raises UserError for a run that cannot be, or is there twice."""
@@ -165,13 +167,12 @@ class Sweep:
     def run(self, signals):
         """All runs, to their end or a signal's. Raises RunError if some have failed."""
         self.open()
-        several = len(self.runs)  # one, if it is a search
-        parallel = self.arguments.parallel or (several if self.queued else 1)
         # Slurm itself sees to how many of an array run at a time.
-        at_once = max(parallel, several) if self.arguments.backend == "slurm" else parallel
+        slurm = self.arguments.backend == "slurm"
+        at_once = max(self.parallel, len(self.runs)) if slurm else self.parallel
         try:
             while not signals.requested:
-                self.start(at_once, parallel)
+                self.start(at_once)
                 if not self.running:
                     break
                 for run, process in list(self.running.items()):
@@ -195,7 +196,7 @@ class Sweep:
         """Of all its steps, though a sweep that was killed could not say so."""
         return launcher.saved_step(run.workdir) >= run.config.train.num_steps
 
-    def start(self, at_once, parallel):
+    def start(self, at_once):
         """Start what may be, all at once, but for what a killed sweep has left going on."""
         new = []
         while len(self.running) + len(new) < at_once and (run := self.next()):
@@ -207,27 +208,32 @@ class Sweep:
                 self.running[run] = left
             else:
                 new.append(run)
-        self.running.update(zip(new, self.processes(new, parallel), strict=True))
+        self.running.update(zip(new, self.processes(new), strict=True))
         for run in new:
             slurm = self.arguments.backend == "slurm"
             self.write(run, "started", job=self.running[run].name if slurm else None)
             print(f"{run.name}: started", flush=True)
 
-    def processes(self, runs, parallel):
-        """What poll()s and can terminate(), of each run."""
+    def submissions(self, runs):
+        """Of a queue: (what is submitted, what submits it and gives a Job, or of an array each)."""
         arguments, backend = self.arguments, self.arguments.backend
-        commands = [launcher.run_flags(arguments, run.workdir, run.texts) for run in runs]
+        flags = [launcher.run_flags(arguments, run.workdir, run.texts) for run in runs]
         if backend == "slurm" and runs:
-            yield from launcher.slurm(arguments, self.folder, *commands, at_once=parallel)[1]()
-            return
+            return [launcher.slurm(arguments, self.folder, *flags, at_once=self.parallel)]
+        one_by_one = zip(runs, flags, strict=True) if backend == "gke" else ()
+        return [launcher.gke(arguments, run.workdir, command) for run, command in one_by_one]
+
+    def processes(self, runs):
+        """What poll()s and can terminate(), of each run."""
+        arguments = self.arguments
+        for _, submit in self.submissions(runs):
+            yield from submit()
         options = ("backend", "processes", "accelerator", "zone", "runtime")
         given = [(name, getattr(arguments, name)) for name in options]
         launch = [sys.executable, "-m", "experiments.launch", *["--spot"] * arguments.spot]
         launch += [f"--{name}={value}" for name, value in given if value]
-        for run, command in zip(runs, commands, strict=True):
-            if backend == "gke":
-                yield launcher.gke(arguments, run.workdir, command)[1]()
-                continue
+        for run in [] if self.queued else runs:
+            command = launcher.run_flags(arguments, run.workdir, run.texts)
             self.log(run).parent.mkdir(parents=True, exist_ok=True)
             with self.log(run).open("ab") as out:
                 yield subprocess.Popen([*launch, *command], stdout=out, stderr=out)

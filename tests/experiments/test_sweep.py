@@ -137,6 +137,19 @@ def test_a_dry_run_is_a_table(tmp_path):
     assert len(lines) == 12 and max(map(len, lines)) < 100
     assert len({line.split()[0] for line in lines}) == 12
     assert not (tmp_path / "a").exists()
+    queue = ["--backend=slurm", "--parallel=3", "--chips=1"]
+    status, out_of_slurm, err = command(*argv, *queue, "--dry_run")
+    assert (status, err) == (0, "") and out_of_slurm.startswith(out)
+    assert "#SBATCH --array=0-11%3" in out_of_slurm
+    tasks = [line for line in out_of_slurm.splitlines() if line.startswith("# /")]
+    assert len(tasks) == 12 and all(
+        line.split()[0] in task for line, task in zip(lines, tasks, strict=True)
+    )
+    where = ["--accelerator=nvidia-l4", "--chips=1", "--image=i", "--workdir=gs://b/a", "--dry_run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeper, "as_path", lambda path, *key: Path(tmp_path, "a"))
+        status, of_gke, err = command(*argv[:2], "--backend=gke", *where)
+    assert (status, err) == (0, "") and of_gke.count('"kind": "JobSet"') == 12
     # A name follows from what a run changes, whatever the order and the other runs.
     assert command(*argv, "--dry_run")[1] == out
     more = command(*argv, "--dry_run", "--config.data.path=b")[1]
@@ -230,7 +243,7 @@ def stand_in(monkeypatch):
     """stand_in(seconds): runs last 10 times that; gives the workdirs as they are started."""
 
     def stand_in(seconds):
-        def processes(self, runs, parallel):
+        def processes(self, runs):
             for run in runs:
                 workdir, optim = run.workdir, run.config.optim
                 order.append(workdir)
