@@ -375,7 +375,7 @@ table thead { display: none } table tr { border: 1px solid #8886; padding: .4rem
 table tbody { display: grid; gap: 1ex; grid-template-columns: repeat(auto-fill, minmax(17rem,1fr)) }
 table td { display: flex; flex-wrap: wrap; align-items: baseline; padding: .1rem 0; border: 0 }
 table td + td::before { content: attr(data-label); opacity: .7; font-size: 13px; flex: 0 0 11rem }
-td:first-child { display: block }"""
+table td:first-child { display: block }"""
 TEMPLATE = string.Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -394,7 +394,7 @@ body { max-width: 72rem; margin: auto; padding: 1rem; font: 1rem/1.45 system-ui,
 h2 { font-size: 1.2rem; margin-top: 2rem } h3 { font-size: 1rem } h2, h3 { break-after: avoid }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; text-align: left }
 th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #8886 }
-th { overflow-wrap: break-word } td { min-width: 5rem }
+th { overflow-wrap: break-word } td { min-width: 5.5rem }
 td:first-child { word-break: break-all; min-width: 12rem }
 table, tr, figure, pre { break-inside: avoid }
 i { display: inline-block; width: 26px; height: 4px } figure { margin: 0 }
@@ -403,7 +403,7 @@ i { display: inline-block; width: 26px; height: 4px } figure { margin: 0 }
 figcaption, pre { font-size: .9em } pre { white-space: pre-wrap }
 figure svg { width: 100% } figure text { font-family: system-ui, sans-serif !important }
 $wide
-@media screen and (max-width: 60rem) { $narrow }
+@media screen and (max-width: 66rem) { $narrow }
 @media print { body { font-size: 9pt; max-width: none; padding: 0 } .pictures { display: block }
   figure { display: inline-block; width: 49%; vertical-align: top }
   table { font-size: 8pt } td { min-width: 3.5rem } }
