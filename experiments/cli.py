@@ -11,10 +11,8 @@
     if __name__ == "__main__":
         cli.main(train)
 
-ml_collections.config_flags reads the same `--config=FILE:PRESET --config.section.key=value`. It is
-not used, because there a missing file or an unknown key ends in a traceback of some 50 lines, a
-wrong type in absl's usage text, and a key given twice with two values passes in silence; to change
-that takes more code than the parser below.
+ml_collections.config_flags reads the same flags, but there a missing file or an unknown key ends in
+a traceback of 50 lines, and a key given twice with two values passes in silence.
 """
 
 import argparse
@@ -63,12 +61,9 @@ class Parser(argparse.ArgumentParser):
         )
         self.takes_config = config != "none"
         if self.takes_config:
-            self.add_argument(
-                "--config",
-                metavar="FILE:PRESET",
-                required=config == "required",
-                help="the configuration, for example configs/gpt2.py:small",
-            )
+            told = "the configuration, for example configs/gpt2.py:small"
+            required = config == "required"
+            self.add_argument("--config", metavar="FILE:PRESET", required=required, help=told)
 
     def error(self, message):
         if wrong := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
@@ -88,8 +83,8 @@ class Parser(argparse.ArgumentParser):
             name = action.option_strings[-1]
             missing = action.required and name not in given
             require(not missing, f"{name}={action.metavar} is missing: {action.help}.")
-        keys = {name: texts[0] for name, texts in given.items() if name.startswith("--config.")}
-        flags = [(name, text) for name in given if name not in keys for text in given[name]]
+        keys = {name: given.pop(name)[0] for name in [*given] if name.startswith("--config.")}
+        flags = [(name, text) for name in given for text in given[name]]
         arguments = self.parse_args([n if text is None else f"{n}={text}" for n, text in flags])
         if self.takes_config and arguments.config is not None:
             arguments.spec = arguments.config
@@ -108,23 +103,20 @@ class Parser(argparse.ArgumentParser):
             if name in ("-h", "--help"):
                 self.print_help()
                 sys.exit(0)
-            is_key = self.takes_config and name.startswith("--config.")
-            if name not in known and not is_key:
+            action = known.get(name)
+            if action is None and not (self.takes_config and name.startswith("--config.")):
                 self._refuse(token, name, list(known))
-            if not is_key and known[name].nargs == 0:
+            if action is not None and action.nargs == 0:
                 require(not equals, f"{token}: {name} takes no value.")
                 text = None
             elif not equals:
-                text = next(tokens, "--")
-                value = None if is_key else known[name].metavar
-                missing = f"{name} needs a value: {name}={value or 'VALUE'}."
-                require(not text.startswith("--"), missing)
-            repeats = not is_key and isinstance(known[name], argparse._AppendAction)
+                text, value = next(tokens, "--"), getattr(action, "metavar", None) or "VALUE"
+                require(not text.startswith("--"), f"{name} needs a value: {name}={value}.")
             texts = given.setdefault(name, [])
-            if repeats or not texts:
+            if isinstance(action, argparse._AppendAction) or not texts:
                 texts.append(text)
             twice = f"{name} is given twice, as {texts[0]!r} and {text!r}; give it once."
-            require(repeats or texts == [text], twice)
+            require(text in texts, twice)
         return given
 
     def _refuse(self, token, name, known):
@@ -145,16 +137,23 @@ def load_config(spec, overrides):
     that the key has: an int may be written 1e6, and `none` is None where a number stood.
     Raises UserError, one line, for whatever is wrong with any of them.
     """
-    config = _preset(spec)
+    path, _, preset = spec.partition(":")
+
+    def made(names):
+        require("get_config" in names, "it has no function get_config, so it is no preset file.")
+        return names["get_config"](*([preset] if preset else []))
+
+    config = read_python(f"--config={spec}", path, "configs", made)
+    told = f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}."
+    require(isinstance(config, ConfigDict), told)
+    config.unlock()
     keys = list(flatten(config.to_dict()))
     for key, text in overrides.items():
         flag = f"--config.{key}={text}"
         if key not in keys:
             _refuse_key(flag, key, keys)
-        section = config
-        *names, leaf = key.split(".")
-        for name in names:
-            section = section[name]
+        name, _, leaf = key.rpartition(".")
+        section = config[name]
         section[leaf] = _value(flag, text, section.get_type(leaf), section[leaf])
     return config.lock()
 
@@ -200,23 +199,6 @@ def _value(flag, text, kind, current):
     return int(whole)
 
 
-def _preset(spec):
-    """The ConfigDict that FILE's get_config makes of PRESET, unlocked."""
-    path, _, name = spec.partition(":")
-
-    def preset(names):
-        told = "it has no function get_config, so it is not a preset file."
-        require("get_config" in names, told)
-        return names["get_config"](name) if name else names["get_config"]()
-
-    config = read_python(f"--config={spec}", path, "configs", preset)
-    require(
-        isinstance(config, ConfigDict),
-        f"--config={spec}: get_config must return a ConfigDict, not {type(config).__name__}.",
-    )
-    return config.unlock()
-
-
 def read_python(flag, path, folder, use):
     """use({name: value}) of what a Python file defines, looked for here and in the repository.
 
@@ -248,14 +230,41 @@ def _blame(error, file):
 
 def describe(config):
     """A resolved Config as text: a paragraph for each section."""
-    width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 12, break_on_hyphens=False)
-    wrapper.break_long_words = False
-    lines = []
+    width, lines = min(100, shutil.get_terminal_size((100, 24)).columns), []
+    how: dict = {
+        "break_long_words": False,
+        "break_on_hyphens": False,
+        "subsequent_indent": " " * 12,
+    }
     for section, values in dataclasses.asdict(config).items():
         words = (f"{key}={value if value != '' else repr('')}" for key, value in values.items())
-        lines += wrapper.wrap(f"{section:12}{' '.join(words)}")
+        lines.append(textwrap.fill(f"{section:12}{' '.join(words)}", width, **how))
     return "\n".join(lines)
+
+
+def text_of(report, inside=""):
+    """A report, {name: number, text, list or such a report}, to be read by people."""
+    lines = []
+    for name, value in report.items():
+        bare, is_bytes = name.replace("_", " "), "bytes" in inside + name or "memory" in name
+        if name == "mesh":
+            lines.append(f"mesh {' '.join(f'{axis}={size}' for axis, size in value.items())}")
+        elif isinstance(value, dict):
+            lines += [bare, textwrap.indent(text_of(value, inside + name), "  ")]
+        else:
+            if isinstance(value, list):
+                value = ", ".join(map(str, value)) or "none"
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                form = ".4g" if isinstance(value, float) or value >= 10**12 else ","
+                value = readable_bytes(value) if is_bytes else f"{value:{form}}"
+            lines.append(f"{bare:32}{value!s:>20}")
+    return "\n".join(lines)
+
+
+def readable_bytes(size):
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:.4g} {units[power]}"
 
 
 def find_runs(paths):
@@ -313,18 +322,10 @@ def _one_line(error):
     return " ".join(str(error).split())
 
 
-REMEDIES = {
-    errno.ENOSPC: "free some space there, or give a path on another disk",
-    errno.EDQUOT: "free some of your quota, or give a path on another disk",
-    errno.EACCES: "check its owner and mode, or give another path",
-    errno.EPERM: "check its owner and mode, or give another path",
-    errno.EROFS: "give a path on a disk that can be written",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "a file stands where the path needs a folder; give another path",
-    errno.EISDIR: "give a file",
-    errno.EEXIST: "give another path, or move what is there",
-    errno.EMFILE: "raise the limit with `ulimit -n`",
-}
+SPACE = "free some space or quota there, or give a path on another disk"
+REMEDIES = {errno.ENOSPC: SPACE, errno.EDQUOT: SPACE, errno.EISDIR: "give a file"}
+REMEDIES |= {errno.EMFILE: "raise the limit with `ulimit -n`"}
+OTHERWISE = "check the path, its owner and mode, or give another"
 
 
 def _explain(error):
@@ -334,21 +335,16 @@ def _explain(error):
         return f"the memory of this machine is used up. {text}"
     if isinstance(error, OSError) and error.errno is not None:
         path = f"{error.filename}: " if error.filename else ""
-        remedy = REMEDIES.get(error.errno)
-        return f"{path}{error.strerror}{f'; {remedy}' if remedy else ''}."
+        return f"{path}{error.strerror}; {REMEDIES.get(error.errno, OTHERWISE)}."
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text:
-        return (
-            f"the memory of a device is used up: {text[:200]} Make data.batch_size smaller or "
-            "train.accumulation_steps larger, set model.remat=full or objective.logits_chunk, or "
-            "divide the weights with mesh.fsdp."
-        )
+        remedy = "Make data.batch_size smaller or train.accumulation_steps larger, set model.remat="
+        remedy += "full or objective.logits_chunk, or divide the weights with mesh.fsdp."
+        return f"the memory of a device is used up: {text[:200]} {remedy}"
     # jax says so in words, or by a bare assertion where the platform's plugin is not installed.
     lost = text.startswith(("Unable to initialize backend", "Unknown backend"))
     frames = traceback.extract_tb(error.__traceback__)
     if lost or (isinstance(error, AssertionError) and "xla_bridge" in frames[-1].filename):
         wanted = os.environ.get("JAX_PLATFORMS", "")
-        return (
-            f"jax cannot use the platform that JAX_PLATFORMS={wanted!r} asks for; unset it, or "
-            f"install the extra for the device, pip install -e '.[gpu]' or '.[tpu]'. {text}"
-        )
+        told = f"jax cannot use the platform that JAX_PLATFORMS={wanted!r} asks for; unset it, or "
+        return f"{told}install the device's extra, pip install -e '.[gpu]' or '.[tpu]'. {text}"
     return None

@@ -47,23 +47,16 @@ def convert(argv):
     told = []
 
     def finish(folder):
-        copy_tokenizer(as_path(arguments.source), folder)
+        for file in map(as_path(arguments.source).joinpath, COPIED):
+            if file.is_file() and not (folder / file.name).exists():
+                (folder / file.name).write_bytes(file.read_bytes())
         told.append(compare_logits(model, load(folder)))
 
     family = export_model(model, arguments.target, arguments.family, finish=finish)
     files = sorted(path.name for path in Path(arguments.target).expanduser().iterdir())
     count = f"{count_parameters(model.module):,} parameters, {model.config.param_dtype}"
-    print(
-        f"{arguments.target}: a {family} of {count}, equal to the bit, logits within "
-        f"{told[0]:.1g}: {', '.join(files)}."
-    )
-
-
-def copy_tokenizer(source, target):
-    """The files of a tokenizer that lm does not write itself."""
-    for name in COPIED:
-        if (source / name).is_file() and not (target / name).exists():
-            (target / name).write_bytes((source / name).read_bytes())
+    equal = f"equal to the bit, logits within {told[0]:.1g}"
+    print(f"{arguments.target}: a {family} of {count}, {equal}: {', '.join(files)}.")
 
 
 def compare_logits(model, again):

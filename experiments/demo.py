@@ -60,41 +60,37 @@ def train_until_killed(command, workdir, step):
     path = workdir / "metrics.jsonl"
     with subprocess.Popen(command) as process:
         try:
-            while process.poll() is None and logged(path)[-1:] < [step]:
+            while process.poll() is None and not any(row["step"] >= step for row in lines(path)):
                 time.sleep(0.05)
         finally:
             process.kill()
     if process.returncode != -signal.SIGKILL:
         raise RunError(f"the run ended by itself, with exit code {process.returncode}.")
-    print(f"killed; {path} ends with step {logged(path)[-1]}", flush=True)
+    print(f"killed; {path} ends with step {lines(path)[-1]['step']}", flush=True)
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def logged(path):
-    """The training steps in metrics.jsonl, in the order of its lines."""
-    return [row["step"] for row in lines(path) if "train/loss" in row]
-
-
 def lines(path, start=0, stop=None):
-    """The objects of metrics.jsonl between two of its bytes, in order; a torn last line is left."""
+    """The training steps in metrics.jsonl between two of its bytes; a torn last line is left."""
     content = path.read_bytes()[start:stop] if path.exists() else b""
-    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+    rows = map(json.loads, content.split(b"\n")[:-1])
+    return [row for row in rows if "train/loss" in row]
 
 
 def compare_losses(workdir, killed):
     """Print the losses of the steps that were done twice: before the kill, and after it."""
     path = workdir / "metrics.jsonl"
-    before = {row["step"]: row for row in lines(path, 0, killed) if "train/loss" in row}
-    after = [row for row in lines(path, killed) if "train/loss" in row and row["step"] in before]
+    before = {row["step"]: row for row in lines(path, 0, killed)}
+    after = [row for row in lines(path, killed) if row["step"] in before]
     if not after:
         raise RunError("the resumed run did no step again, so there is nothing to compare.")
     print(f"\n{'step':>5}  {'loss before the kill':22} {'loss after it':22} batch")
     equal = True
-    for row in after:
-        old = before[row["step"]]
-        same = [old[key] == row[key] for key in ("train/loss", "data/fingerprint")]
-        losses = f"{old['train/loss'].hex():22} {row['train/loss'].hex():22}"
-        print(f"{row['step']:5}  {losses} {'same' if same[1] else 'another'}")
+    for new in after:
+        old = before[new["step"]]
+        same = [old[key] == new[key] for key in ("train/loss", "data/fingerprint")]
+        losses = [f"{row['train/loss'].hex():22}" for row in (old, new)]
+        print(f"{new['step']:5} ", *losses, "same" if same[1] else "another")
         equal &= all(same)
     if not equal:
         raise RunError("the resumed run is not the run that was killed.")
@@ -107,19 +103,16 @@ def compare_models(workdir):
     from experiments.inspect import read_config
     from lm.data.store import open_data
     from lm.evaluate.ngram import Bigram, Unigram, bits_per_byte
+    from lm.track.metrics import read_metrics
 
     model = lm.load(workdir)
     data = open_data(read_config(workdir)[0].data, tokenizer=model.tokenizer)
-    size, validation = model.tokenizer.size, data.validation
-    evaluated = [row for row in lines(workdir / "metrics.jsonl") if "eval/bits_per_byte" in row]
-    bits = {
-        kind.__name__.lower(): bits_per_byte(
-            kind(data.train.tokens, size), validation.tokens, validation.num_bytes
-        )
-        for kind in (Unigram, Bigram)
-    }
-    bits["this model"] = evaluated[-1]["eval/bits_per_byte"]
-    documents = f"{validation.num_documents} files ({validation.num_bytes:,} bytes)"
+    size, seen, unseen = model.tokenizer.size, data.train.tokens, data.validation
+    both = {"unigram": Unigram(seen, size), "bigram": Bigram(seen, size)}
+    bits = {name: bits_per_byte(x, unseen.tokens, unseen.num_bytes) for name, x in both.items()}
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "eval/bits_per_byte" in row]
+    bits["this model"] = rows[-1]["eval/bits_per_byte"]
+    documents = f"{unseen.num_documents} files ({unseen.num_bytes:,} bytes)"
     print(f"Bits per byte of {documents} that it was not trained on, less is better:")
     for name, value in bits.items():
         print(f"  {name:12} {value:6.3f}  {'#' * round(12 * value)}")

@@ -34,11 +34,12 @@ for name, (value, told) in SETTINGS.items():
     told = f"{told} ({value:g})"
     flags.add_argument(f"--{name}", type=type(value), metavar="N", help=told)
 flags.add_argument("--step", type=int, metavar="N", help="a run's checkpoint; without, the newest")
-for axis, told in (
-    ("data", "copies of the model, for many samples"),
-    ("fsdp", "the same, each with its part of the weights"),
-    ("tensor", "devices that share each product"),
-):
+MESH = {
+    "data": "copies of the model, for many samples",
+    "fsdp": "the same, each with its part of the weights",
+    "tensor": "devices that share each product",
+}
+for axis, told in MESH.items():
     flags.add_argument(f"--mesh.{axis}", type=int, metavar="N", help=told)
 flags.add_argument("--json", action="store_true", help="print a JSON object for each sample")
 
@@ -94,17 +95,13 @@ def show_filled(prompt, text, blanks, as_json):
 
 def show(prompts, samples, as_json, after_prompt=True):
     """Print the samples of each prompt; an encoder-decoder's without it, being no part of it."""
-    rows = [
-        (prompt, number, sample)
-        for prompt, of_prompt in zip(prompts, samples, strict=True)
-        for number, sample in enumerate(of_prompt)
-    ]
-    if as_json:
-        for prompt, number, sample in rows:
-            print(json.dumps({"prompt": prompt, "sample": number, **dataclasses.asdict(sample)}))
-    else:
-        texts = ((prompt if after_prompt else "") + sample.text for prompt, _, sample in rows)
-        print(f"\n{'-' * 20}\n".join(texts))
+    texts = []
+    for prompt, of_prompt in zip(prompts, samples, strict=True):
+        for number, sample in enumerate(of_prompt):
+            row = {"prompt": prompt, "sample": number, **dataclasses.asdict(sample)}
+            text = (prompt if after_prompt else "") + sample.text
+            texts.append(json.dumps(row) if as_json else text)
+    print(("\n" if as_json else f"\n{'-' * 20}\n").join(texts))
 
 
 if __name__ == "__main__":

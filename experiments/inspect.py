@@ -9,7 +9,6 @@ Everything is arithmetic on descriptions (lm/flops.py); no array is made and no 
 
 import dataclasses
 import json
-import math
 import sys
 
 from experiments import cli
@@ -29,26 +28,20 @@ add("--json", action="store_true", help="print JSON")
 
 def inspect(argv):
     arguments = flags.parse(argv)
-    require(
-        (arguments.config is None) != (arguments.workdir is None),
-        "give one of --config=FILE:PRESET and --workdir=FOLDER.",
-    )
-    require(
-        arguments.devices is None or arguments.devices >= 1,
-        f"--devices must be 1 or more, not {arguments.devices}.",
-    )
+    one = (arguments.config is None) != (arguments.workdir is None)
+    require(one, "give one of --config=FILE:PRESET and --workdir=FOLDER.")
+    devices, run = arguments.devices, {}
+    require(devices is None or devices >= 1, f"--devices must be 1 or more, not {devices}.")
     if arguments.workdir is None:
         config, assumed = resolve_alone(arguments.config)
-        run = {}
     else:
         workdir = as_path(arguments.workdir, "--workdir")
         (config, _), assumed = read_config(workdir), []
         run = {"checkpoints": checkpoint_steps(workdir)}
     if arguments.sharding:
-        explain_sharding(config, arguments)
-        return
-    report = {**costs(config, arguments.devices), **run, "assumed": assumed}
-    print(json.dumps(report, indent=2) if arguments.json else text(report))
+        return explain_sharding(config, arguments)
+    report = {**costs(config, devices), **run, "assumed": assumed}
+    return print(json.dumps(report, indent=2) if arguments.json else cli.text_of(report))
 
 
 def explain_sharding(config, arguments):
@@ -60,7 +53,7 @@ def explain_sharding(config, arguments):
     if arguments.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     else:
-        print(text(rows, readable_bytes))
+        print(text(rows, cli.readable_bytes))
     draw(rows, sizes, arguments.picture)
     print(f"picture: {arguments.picture}", file=sys.stderr)
 
@@ -89,10 +82,8 @@ def vocabulary(data):
         from lm.data.sources import read_corpus
 
         corpus = read_corpus("data.path", data.path, data.text_key, cache_root(data.cache))
-        characters = set()
-        for document in corpus.documents():
-            for piece in document.pieces():
-                characters.update(piece)
+        pieces = (piece for document in corpus.documents() for piece in document.pieces())
+        characters = set().union(*pieces)
         return len(characters), f"the characters of {data.path or 'the standard library'}"
     from lm.data.tokenizer import find
 
@@ -109,10 +100,8 @@ def read_config(workdir):
         data_key = keys.pop("data_key", None)
         return build(Config, keys), data_key
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{path} is not the configuration of a run of this version ({error}); "
-            "mend it, or give another --workdir."
-        ) from error
+        told = f"{path} is not the configuration of a run of this version ({error}); mend it, or "
+        raise UserError(f"{told}give another --workdir.") from error
 
 
 def checkpoint_steps(workdir):
@@ -134,27 +123,25 @@ def costs(config, devices=None):
     rows = data.batch_size // config.train.accumulation_steps // (mesh["data"] * fsdp)
     tokens_per_step = data.batch_size * data.sequence_length
     columns = min(config.objective.logits_chunk or model.vocab_size, model.vocab_size)
-    per_token = {
-        convention: flops.training_flops_per_token(model, data.sequence_length, convention)
-        for convention in flops.CONVENTIONS
-    }
+    length, per_token = data.sequence_length, {}
+    for kind in flops.CONVENTIONS:
+        per_token[kind] = flops.training_flops_per_token(model, length, kind)
     parameters = flops.parameter_count(model)
+    memory = flops.state_bytes(model, fsdp, tensor)
+    memory |= flops.activation_bytes(model, rows * length, columns, tensor)
     return {
         "parameters": parameters,
         "active_parameters": flops.active_parameter_count(model),
         "parameters_by_part": flops.parameter_parts(model),
         "matmul_parameters": flops.matmul_parameters(model),
         "mesh": mesh,
-        "bytes_per_device": {
-            **flops.state_bytes(model, fsdp, tensor),
-            **flops.activation_bytes(model, rows * data.sequence_length, columns, tensor),
-        },
+        "bytes_per_device": {**memory, "total": sum(memory.values())},  # at least
         "checkpoint_bytes": flops.checkpoint_bytes(model),
         "cache_bytes_per_token": flops.cache_bytes_per_token(model),
-        "cache_bytes": flops.cache_bytes(model, data.sequence_length),
+        "cache_bytes": flops.cache_bytes(model, length),
         "training_flops_per_token": per_token,
-        "forward_flops_per_token": flops.forward_flops_per_token(model, data.sequence_length),
-        "decode_flops_per_token": flops.decode_flops_per_token(model, data.sequence_length),
+        "forward_flops_per_token": flops.forward_flops_per_token(model, length),
+        "decode_flops_per_token": flops.decode_flops_per_token(model, length),
         "tokens_per_step": tokens_per_step,
         "flops_per_step": per_token["causal"] * tokens_per_step,
         "steps": steps,
@@ -162,51 +149,6 @@ def costs(config, devices=None):
         "training_flops": per_token["causal"] * steps * tokens_per_step,
         "tokens_per_parameter": steps * tokens_per_step / parameters,
     }
-
-
-def text(report):
-    """A report of `costs` to be read by people."""
-    mesh = " ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
-    memory, per_token = report["bytes_per_device"], report["training_flops_per_token"]
-    lines = [("parameters", f"{report['parameters']:,}")]
-    lines += [(f"  {part}", f"{n:,}") for part, n in report["parameters_by_part"].items()]
-    if report["active_parameters"] != report["parameters"]:
-        lines.append(("parameters that a token meets", f"{report['active_parameters']:,}"))
-    lines += [("", ""), (f"memory of a device, mesh {mesh}", "")]
-    lines += [
-        (f"  {kind.replace('_', ' ')}", readable_bytes(size)) for kind, size in memory.items()
-    ]
-    lines += [
-        ("  together, at least", readable_bytes(sum(memory.values()))),
-        ("a checkpoint", readable_bytes(report["checkpoint_bytes"])),
-        ("the cache, a token", readable_bytes(report["cache_bytes_per_token"])),
-        ("the cache, a sequence", readable_bytes(report["cache_bytes"])),
-        ("", ""),
-        ("FLOPs of a token in training", f"{per_token['causal']:.4g}"),
-        ("  as PaLM counts, for its MFU", f"{per_token['palm']:.4g}"),
-        ("  6ND", f"{per_token['chinchilla']:.4g}"),
-        ("  6ND, without embeddings", f"{per_token['kaplan']:.4g}"),
-        ("FLOPs of a token read", f"{report['forward_flops_per_token']:.4g}"),
-        ("FLOPs of a token generated", f"{report['decode_flops_per_token']:.4g}"),
-        ("", ""),
-        ("tokens of a step", f"{report['tokens_per_step']:,}"),
-        ("FLOPs of a step", f"{report['flops_per_step']:.4g}"),
-        ("steps", f"{report['steps']:,}"),
-        ("tokens of the training", f"{report['training_tokens']:.4g}"),
-        ("FLOPs of the training", f"{report['training_flops']:.4g}"),
-        ("tokens per parameter", f"{report['tokens_per_parameter']:.4g}"),
-    ]
-    if "checkpoints" in report:
-        steps = ", ".join(map(str, report["checkpoints"]))
-        lines += [("", ""), ("checkpoints of steps", steps or "none")]
-    lines += [(f"assumed: {assumed}", "") for assumed in report["assumed"]]
-    return "\n".join(f"{name:32}{value:>20}".rstrip() for name, value in lines)
-
-
-def readable_bytes(size):
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = min(len(units) - 1, int(math.log(max(size, 1), 1024)))
-    return f"{size / 1024**power:.4g} {units[power]}"
 
 
 if __name__ == "__main__":

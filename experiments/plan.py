@@ -10,7 +10,7 @@ Needs the extra `aot`, and no device. Exits with 1 if the step does not fit in a
 import json
 
 from experiments import cli
-from experiments.inspect import readable_bytes, resolve_alone
+from experiments.inspect import resolve_alone
 from lm.errors import RunError, require
 from lm.plan.topology import topology_devices, without_devices
 
@@ -30,30 +30,12 @@ def plan(argv):
     config, assumed = resolve_alone(arguments.config)
     report = {"topology": arguments.topology, **compiled_costs(config, devices)}
     report |= {"assumed": assumed}
-    print(json.dumps(report, indent=2) if arguments.json else text(report))
+    print(json.dumps(report, indent=2) if arguments.json else cli.text_of(report))
     if report["fits"] is False:
-        total, there = report["bytes_per_device"]["total"], report["memory_per_device"]
-        raise RunError(
-            f"the train step needs {readable_bytes(total)} and each of {arguments.topology} has "
-            f"{readable_bytes(there)}. To make it fit, {REMEDIES}."
-        )
-
-
-def text(report):
-    """A report to be read by people."""
-    there = report["memory_per_device"]
-    of = f" of {readable_bytes(there)}" if there else ""
-    lines = [(f"{report['num_devices']} x {report['device']}: memory of each", "")]
-    lines += [(f"  {kind}", readable_bytes(n)) for kind, n in report["bytes_per_device"].items()]
-    lines[-1] = (lines[-1][0], lines[-1][1] + of)
-    lines += [("alive at the worst moment", readable_bytes(report["peak_bytes_per_device"]))]
-    lines += [("", ""), ("collectives of a step, of each device", "executions        bytes")]
-    lines += [
-        (f"  {kind}", f"{counts['executions']:>10}{readable_bytes(counts['bytes']):>13}")
-        for kind, counts in report["collectives"].items()
-    ]
-    lines += [(f"assumed: {assumed}", "") for assumed in report["assumed"]]
-    return "\n".join(f"{name:40}{value:>25}".rstrip() for name, value in lines)
+        sizes = report["bytes_per_device"]["total"], report["memory_per_device"]
+        needs, there = map(cli.readable_bytes, sizes)
+        has = f"and each of {arguments.topology} has {there}. To make it fit, {REMEDIES}."
+        raise RunError(f"the train step needs {needs} {has}")
 
 
 if __name__ == "__main__":

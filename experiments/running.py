@@ -75,17 +75,15 @@ def run(workdir, data, config, saved, mesh, processes):
             closing(Watchdog(config.cluster.watchdog_seconds, processes.stacks)) as watchdog,
             processes.telling(),
         ):
-            if writes:
-                write_start(workdir, data, saved, processes.hosts)
+            if writes:  # what sampling needs besides a checkpoint, and what this start runs on
+                data.tokenizer.save(workdir)
+                write(workdir / "config.json", json.dumps(saved, indent=2) + "\n")
+                write_environment(workdir, processes.hosts)
 
             def hooks(first):
-                return Hooks(
-                    log=logger(config, mesh, first, writer, progress, examples, hosts),
-                    evaluate=evaluate,
-                    save=timed(checkpoints, writer),
-                    profile=profiler,
-                    interrupted=lambda: signals.requested,
-                )
+                log = logger(config, mesh, first, writer, progress, examples, hosts)
+                save, interrupted = timed(checkpoints, writer), lambda: signals.requested
+                return Hooks(log, evaluate, save, profiler, interrupted)
 
             go_back = functools.partial(taken_back, checkpoints, template, config, [], writer, say)
             step = watchdog.watching(train_step)
@@ -142,27 +140,14 @@ def check_together(workdir, saved, index):
         write(seen, str(start))
     told = process_allgather(np.array([zlib.crc32(saved.encode()), start], np.uint32))
     others = np.flatnonzero(told[:, 0] != told[0, 0]).tolist()
-    require(
-        not others,
-        f"process {others[:1]} has another configuration or text than process 0; start all with "
-        "the same flags.",
-    )
+    other = f"process {others[:1]} has another configuration or text than process 0; start all with"
+    require(not others, f"{other} the same flags.")
     here = seen.exists() and seen.read_text() == str(told[0, 1])
     blind = np.flatnonzero(~process_allgather(np.array([here]))).tolist()
     if index == 0:
         seen.unlink(missing_ok=True)
-    require(
-        not blind,
-        f"process {blind[:1]} does not see what process 0 writes in --workdir={workdir}; give all "
-        "the same folder, on a file system that they share, or a bucket.",
-    )
-
-
-def write_start(workdir, data, saved, hosts):
-    """What generate and lm.load need besides a checkpoint, and what this start runs on."""
-    data.tokenizer.save(workdir)
-    write(workdir / "config.json", json.dumps(saved, indent=2) + "\n")
-    write_environment(workdir, hosts)
+    told = f"process {blind[:1]} does not see what process 0 writes in --workdir={workdir}; give "
+    require(not blind, f"{told}all the same folder, on a file system that they share, or a bucket.")
 
 
 def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
@@ -181,12 +166,10 @@ def logger(config, mesh, first, writer, progress, examples=None, hosts=None):
 
     def log(step, values):
         if "loss" in values:
-            told, of_hosts = [], {}
+            of_hosts, slow = hosts.metrics() if hosts is not None else ({}, None)
+            told = [f"step {step}: {slow}"] if slow else []
             if "expert_counts" in values:
                 told.append(dead_experts(step, values["expert_counts"]))
-            if hosts is not None:
-                of_hosts, slow = hosts.metrics()
-                told.append(slow and f"step {step}: {slow}")
             for line in filter(None, told):
                 print(line, file=sys.stderr, flush=True)
             high, low = values["fingerprint"]
@@ -215,20 +198,17 @@ def taken_back(checkpoints, template, config, left_out, writer, say, spike):
     restored = checkpoints.restore(template)
     told = f"the loss of step {spike.step} stands out by train.spike_threshold"
     if restored is None:
-        raise RunError(
-            f"{told}, and there is no checkpoint to go back to; make checkpoint.every_steps "
-            f"{spike.step} or less, or the threshold larger."
-        )
+        remedy = f"make checkpoint.every_steps {spike.step} or less, or the threshold larger."
+        raise RunError(f"{told}, and there is no checkpoint to go back to; {remedy}")
     start, state = restored
     former = np.asarray(state.variables["skipped_batches"])
     known = sorted({*former[former < np.iinfo(np.int32).max].tolist(), *left_out})
     steps = range(max(start, spike.step + 1 - config.train.spike_skip), spike.step + 1)
     numbers = [batch_number(step, known) for step in steps]
     if len(known) + len(numbers) > len(former):
-        raise RunError(
-            f"{told}, and {len(known)} batches are left out already, of at most {len(former)}; "
-            "make the threshold larger, or optim.peak_lr smaller in a new run."
-        )
+        full = f"{len(known)} batches are left out already, of at most {len(former)}"
+        remedy = "make the threshold larger, or optim.peak_lr smaller in a new run."
+        raise RunError(f"{told}, and {full}; {remedy}")
     left_out += numbers
     names = " ".join(map(str, numbers))
     say(f"{spike}; back to step {start}, without batches {names}")

@@ -17,43 +17,24 @@ from lm.errors import UserError, require, require_path
 from lm.plan.topology import chip
 
 flags = cli.Parser(__doc__, config="none")
-flags.add_argument("--csv", metavar="FILE", help="the last loss of each run")
-flags.add_argument(
-    "--curves", metavar="FILE", help="the same at many steps of each run, named in a column `run`"
-)
-flags.add_argument(
-    "--runs",
-    action="append",
-    default=[],
-    metavar="FOLDER",
-    help="a run, or a folder of runs; may be repeated",
-)
-flags.add_argument(
-    "--approach", type=int, action="append", default=[], metavar="N",
-    help="refuse, if Chinchilla's approach N (1, 2 or 3) cannot be fitted; may be repeated",
-)  # fmt: skip
-flags.add_argument(
-    "--drop_highest_loss", type=int, default=0, metavar="N", help="leave out the N highest losses"
-)
-flags.add_argument(
-    "--bootstrap",
-    type=int,
-    default=1000,
-    metavar="N",
-    help="resamplings for intervals (%(default)s)",
-)
-flags.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamplings")
-flags.add_argument(
-    "--flops", type=float, action="append", default=[], metavar="C",
-    help="a budget to spend best; may be repeated",
-)  # fmt: skip
-flags.add_argument("--chip", metavar="KIND", help="to spend it on: v5p, h100, ...")
-flags.add_argument("--mfu", type=float, metavar="X", help="model FLOPs utilisation there")
-flags.add_argument("--goodput", type=float, default=1.0, metavar="X", help="of the time, training")
-flags.add_argument("--watts", type=float, metavar="W", help="of a chip with its share of the host")
-flags.add_argument("--pue", type=float, default=1.0, metavar="X", help="the building's overhead")
-flags.add_argument("--picture", default="scaling.png", metavar="FILE", help="where to draw")
-flags.add_argument("--json", action="store_true", help="print JSON")
+add = flags.add_argument
+often: dict = {"action": "append", "default": []}
+add("--csv", metavar="FILE", help="the last loss of each run")
+add("--curves", metavar="FILE", help="the same at many steps of each, named in a column `run`")
+add("--runs", **often, metavar="FOLDER", help="a run, or a folder of runs; may be repeated")
+told = "refuse, if Chinchilla's approach N (1, 2 or 3) cannot be fitted; may be repeated"
+add("--approach", type=int, **often, metavar="N", help=told)
+add("--drop_highest_loss", type=int, default=0, metavar="N", help="leave out the N highest")
+add("--bootstrap", type=int, default=1000, metavar="N", help="resamplings for intervals (1000)")
+add("--seed", type=int, default=0, metavar="N", help="of the resamplings")
+add("--flops", type=float, **often, metavar="C", help="a budget to spend best; may be repeated")
+add("--chip", metavar="KIND", help="to spend it on: v5p, h100, ...")
+add("--mfu", type=float, metavar="X", help="model FLOPs utilisation there")
+add("--goodput", type=float, default=1.0, metavar="X", help="of the time, training")
+add("--watts", type=float, metavar="W", help="of a chip with its share of the host")
+add("--pue", type=float, default=1.0, metavar="X", help="the building's overhead")
+add("--picture", default="scaling.png", metavar="FILE", help="where to draw")
+add("--json", action="store_true", help="print JSON")
 
 
 def scaling(argv):
@@ -72,9 +53,8 @@ def scaling(argv):
     groups = laws.profiles(last)
     powers, missing = approaches(curves, groups, laws)
     for number in arguments.approach:
-        require(
-            number not in missing, f"--approach={number} is not possible: {missing.get(number)}"
-        )
+        why = missing.get(number)
+        require(not why, f"--approach={number} is not possible: {why}")
     intervals = laws.bootstrap(last, p, arguments.bootstrap, arguments.seed, arguments.flops)
     report = {
         "rows": len(last),
@@ -94,35 +74,27 @@ def scaling(argv):
 
 def check(arguments):
     """Refuse flags that are impossible, alone or together."""
-    require(
-        bool(arguments.csv or arguments.curves) != bool(arguments.runs),
-        "give --csv=FILE or --curves=FILE, or else --runs=FOLDER, to read the losses from.",
-    )
+    one = bool(arguments.csv or arguments.curves) != bool(arguments.runs)
+    require(one, "give --csv=FILE or --curves=FILE, or else --runs=FOLDER, to read losses from.")
     require(arguments.bootstrap >= 10, f"--bootstrap={arguments.bootstrap} must be 10 or more.")
     for number in arguments.approach:
         require(number in (1, 2, 3), f"--approach={number} is not known; there are 1, 2 and 3.")
-    for name in ("mfu", "goodput", "watts", "pue"):
-        value = getattr(arguments, name)
-        most = 1 if name in ("mfu", "goodput") else float("inf")
+    given = [(name, getattr(arguments, name)) for name in ("mfu", "goodput", "watts", "pue")]
+    for name, value in [*given, *(("flops", value) for value in arguments.flops)]:
+        most = 1 if name in ("mfu", "goodput") else sys.float_info.max
         allowed = "more than 0" + (" and at most 1" if most == 1 else "")
         require(value is None or 0 < value <= most, f"--{name}={value} must be {allowed}.")
-    for value in arguments.flops:
-        require(0 < value < float("inf"), f"--flops={value} must be more than 0.")
     energy = [arguments.chip, arguments.mfu, arguments.watts]
-    require(
-        None not in energy or not any(energy),
-        "what a budget costs in energy needs all of --chip, --mfu and --watts.",
-    )
-    require(
-        not any(energy) or arguments.flops, "--chip needs --flops=C, the budget to spend on it."
-    )
+    told = "what a budget costs in energy needs all of --chip, --mfu and --watts."
+    require(None not in energy or not any(energy), told)
+    told = "--chip needs --flops=C, the budget to spend on it."
+    require(not any(energy) or arguments.flops, told)
     if arguments.chip:
         chip(arguments.chip)
     require_path("--picture", arguments.picture)
     folder = Path(arguments.picture).absolute().parent
-    require(
-        folder.is_dir(), f"--picture={arguments.picture}: there is no folder {folder}; make it."
-    )
+    told = f"--picture={arguments.picture}: there is no folder {folder}; make it."
+    require(folder.is_dir(), told)
 
 
 def read(arguments, laws):
@@ -132,12 +104,9 @@ def read(arguments, laws):
         curves = laws.joined([laws.read_run(folder) for folder in cli.find_runs(arguments.runs)])
     elif arguments.curves:
         curves = laws.read_csv(arguments.curves)
-        require(
-            curves.names is not None,
-            f"{arguments.curves} has no column run, which tells the curves apart; add it.",
-        )
-    last = laws.read_csv(arguments.csv) if arguments.csv else laws.last_rows(curves)
-    return last, curves
+        told = f"{arguments.curves} has no column run, which tells the curves apart; add it."
+        require(curves.names is not None, told)
+    return laws.read_csv(arguments.csv) if arguments.csv else laws.last_rows(curves), curves
 
 
 def approaches(curves, groups, laws):
@@ -150,11 +119,9 @@ def approaches(curves, groups, laws):
             powers["approach_1"] = laws.power_law(*laws.lowest(curves))
         except UserError as error:
             missing[1] = str(error)
+    told = "it needs 2 or more groups of 5 sizes with about equal FLOPs, the best size within"
     if len(groups) < 2:
-        missing[2] = (
-            f"it needs 2 or more groups of 5 sizes with about equal FLOPs, the best size within; "
-            f"there are {len(groups)}."
-        )
+        missing[2] = f"{told}; there are {len(groups)}."
     else:
         points = [(group["flops"], group["params"]) for group in groups]
         powers["approach_2"] = laws.power_law(*zip(*points, strict=True))
@@ -167,10 +134,7 @@ def spent(flops, arguments):
         return {}
     peak = chip(arguments.chip).flops["bfloat16"]
     hours = flops / (peak * arguments.mfu * arguments.goodput) / 3600
-    return {
-        "chip_hours": hours,
-        "megawatt_hours": hours * arguments.watts * arguments.pue / 1e6,
-    }
+    return {"chip_hours": hours, "megawatt_hours": hours * arguments.watts * arguments.pue / 1e6}
 
 
 def text(report):
@@ -189,19 +153,15 @@ def text(report):
             power = report[name]
             lines.append(f"{words}: N ~ C^{power['a']:.3f}, from {power['points']} points")
     lines += [f"no approach {number}: {why}" for number, why in report["not_fitted"].items()]
-    kaplan = report["kaplan"]
-    lines.append(
-        f"Kaplan's law: N_c {kaplan['N_c']:.3g}, D_c {kaplan['D_c']:.3g}, alpha_N "
-        f"{kaplan['alpha_N']:.4f}, alpha_D {kaplan['alpha_D']:.4f}, objective "
-        f"{kaplan['objective']:.7f}"
+    form = (
+        "Kaplan's law: N_c {N_c:.3g}, D_c {D_c:.3g}, alpha_N {alpha_N:.4f}, alpha_D {alpha_D:.4f}"
     )
+    lines.append((form + ", objective {objective:.7f}").format(**report["kaplan"]))
     for best in report["optima"]:
         name = f"{best['flops']:g}"
         low, high = report["intervals"][f"params at {name}"]
-        line = (
-            f"{name} FLOPs: {best['params']:.3g} parameters ({low:.3g} to {high:.3g}), "
-            f"{best['tokens']:.3g} tokens, loss {best['loss']:.3f}"
-        )
+        line = f"{name} FLOPs: {best['params']:.3g} parameters ({low:.3g} to {high:.3g}), "
+        line += f"{best['tokens']:.3g} tokens, loss {best['loss']:.3f}"
         if "chip_hours" in best:
             line += f", {best['chip_hours']:,.0f} chip hours, {best['megawatt_hours']:,.3g} MWh"
         lines.append(line)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from experiments import cli
 from experiments import launch as launcher
-from experiments.inspect import read_config
+from experiments.inspect import sizes_of
+from lm.analysis.report import read_run
 from lm.cluster import launch as cluster
 from lm.cluster.processes import RESTART
 from lm.cluster.signals import interruptions
@@ -30,7 +31,6 @@ from lm.config import Config, resolve
 from lm.errors import RunError, UserError, optional, require, require_in
 from lm.paths import alone, as_path, is_url, write
 from lm.track.environment import commit
-from lm.track.metrics import logged, read_metrics
 
 flags = cli.Parser(__doc__, config="optional")
 add = flags.add_argument
@@ -42,7 +42,6 @@ add("--json", action="store_true", help="print that as JSON")
 launcher.add_flags(flags)
 
 POLL = 0.5  # seconds
-MANY = 10**6
 QUEUES = ("slurm", "gke")  # where runs wait for their turn, and go on without this process
 RESULTS = {"train_loss": "train/loss", "eval_loss": "eval/loss"}  # in metrics.jsonl
 RESULTS |= {"energy_joules": "energy/joules", "cost": "cost"}  # where they are known
@@ -67,7 +66,8 @@ def sweep(argv):
     require("sweep" in names or "search" in names, told)
     planned = (Search if "search" in names else Sweep)(arguments, folder, names)
     if arguments.dry_run:
-        return print(table([{"run": run.name, **run.changes} for run in planned.runs]))
+        runs = table([{"run": run.name, **run.changes} for run in planned.runs])
+        return print(runs, *(text for text, _ in planned.submissions(planned.runs)), sep="\n")
     with alone(planned.local, "another sweep runs in"), interruptions() as signals:
         return planned.run(signals)
 
@@ -103,9 +103,8 @@ class Run:
 
 def plan(arguments, label, changes, trial=None):
     """A Run, checked by all that can be without its text. Raises UserError, label first."""
-    require(
-        isinstance(changes, dict), f"{label} is {changes!r}, and not a dict of keys and values."
-    )
+    told = f"{label} is {changes!r}, and not a dict of keys and values."
+    require(isinstance(changes, dict), told)
     changes = {key: x.item() if hasattr(x, "item") else x for key, x in changes.items()}
     twice = ", ".join(arguments.keys.keys() & changes.keys())
     require(not twice, f"{label} sets {twice}, which is given as a flag too; give it once.")
@@ -113,12 +112,16 @@ def plan(arguments, label, changes, trial=None):
     keys = {**arguments.keys, **texts}
     try:
         config = resolve(cli.load_config(arguments.spec, keys), tokenizer_size=1)
+        sizes_of(config, devices=None)
     except UserError as error:
         raise UserError(f"{label}: {error}") from error
-    words = ",".join(f"{key.rpartition('.')[2]}={text}" for key, text in texts.items())
+    words = [f"{trial.number:04}"] if trial else []
+    for key, x in changes.items():
+        words.append(f"{key.rpartition('.')[2]}={f'{x:.4g}' if isinstance(x, float) else x}")
+    while words[1:] and len(",".join(words)) > 40:
+        words.pop()
     content = json.dumps([arguments.spec, sorted(keys.items())])
-    number = f"{trial.number:04}," if trial else ""
-    name = number + re.sub(r"[^\w=.,-]", "_", words)[:60]
+    name = re.sub(r"[^\w=.,-]", "_", ",".join(words))[:40]
     name = f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     return Run(as_path(arguments.workdir) / name, changes, texts, config, trial)
 
@@ -131,7 +134,8 @@ class Sweep:
         self.local = Path("runs", cluster.dns_name(folder)) if is_url(folder) else folder
         self.queued = arguments.backend in QUEUES
         self.ledger, self.running = read_ledger(folder), {}
-        self.runs = self.planned(names)
+        self.runs = self.planned(names)  # of a search one
+        self.parallel = arguments.parallel or (len(self.runs) if self.queued else 1)
 
     def planned(self, names):
         """What a dry run shows. Raises UserError for a run that cannot be, or is there twice."""
@@ -157,17 +161,23 @@ class Sweep:
     def is_behind(self, run):
         return False
 
-    def tell(self, run, status, rows):
+    def tell(self, run, status, known):
         pass
 
     def run(self, signals):
         """All runs, to their end or a signal's. Raises RunError if some have failed."""
         self.open()
-        parallel = self.arguments.parallel or (MANY if self.queued and self.runs[1:] else 1)
         # Slurm itself sees to how many of an array run at a time.
-        at_once = MANY if self.arguments.backend == "slurm" and self.runs[1:] else parallel
+        slurm = self.arguments.backend == "slurm"
+        at_once = max(self.parallel, len(self.runs)) if slurm else self.parallel
         try:
-            self.go_on(signals, parallel, at_once)
+            while not signals.requested:
+                self.start(at_once)
+                if not self.running:
+                    break
+                for run, process in list(self.running.items()):
+                    self.watch(run, process)
+                time.sleep(POLL)
         finally:  # what is in a queue goes on without this process
             for run, process in [] if self.queued else list(self.running.items()):
                 stop(process)
@@ -179,114 +189,103 @@ class Sweep:
         if self.failed:
             raise RunError(told + ", ".join(self.failed))
 
-    def go_on(self, signals, parallel, at_once):
-        more = True
-        while (more or self.running) and not signals.requested:
-            new = []
-            while more and len(self.running) + len(new) < at_once:
-                run = self.next()
-                more = run is not None
-                new += [run] if more and not self.ended(run) else []
-            self.start(new, parallel)
-            for run, process in list(self.running.items()):
-                self.watch(run, process)
-            time.sleep(POLL)
-
     def row(self, run):
         return self.ledger.get(run.name, {})
 
-    def metrics(self, run):
-        path = run.workdir / "metrics.jsonl"
-        return read_metrics(path) if logged(path) else []
+    def is_done(self, run):
+        """Of all its steps, though a sweep that was killed could not say so."""
+        return launcher.saved_step(run.workdir) >= run.config.train.num_steps
 
-    def ended(self, run):
-        """Whether all its steps are done, though a sweep that was killed could not say so."""
-        if launcher.saved_step(run.workdir) < run.config.train.num_steps:
-            return False
-        self.end(run, "done")
-        return True
-
-    def start(self, runs, parallel):
-        """Start runs, all at once, but for those that a killed sweep has left going on."""
-        jobs = {run: self.row(run).get("job") for run in runs}
-        held = {r: cluster.slurm_job(jobs[r]) if jobs[r] else Held(r.workdir) for r in runs}
-        self.running |= {run: process for run, process in held.items() if process.poll() is None}
-        new = [run for run in runs if run not in self.running]
-        for run, process in zip(new, self.processes(new, parallel), strict=True):
-            self.running[run] = process
-            lost = self.row(run).get("status") == "started"  # with the sweep that began it
-            seconds = None if lost else self.row(run).get("seconds", 0)
-            job = process.name if self.arguments.backend == "slurm" else None
-            self.write(run, "started", job=job, began=time.time(), seconds=seconds)
+    def start(self, at_once):
+        """Start what may be, all at once, but for what a killed sweep has left going on."""
+        new = []
+        while len(self.running) + len(new) < at_once and (run := self.next()):
+            job = self.row(run).get("job")
+            left = cluster.slurm_job(job) if job else Held(run.workdir)
+            if self.is_done(run):
+                self.end(run, "done")
+            elif left.poll() is None:
+                self.running[run] = left
+            else:
+                new.append(run)
+        self.running.update(zip(new, self.processes(new), strict=True))
+        for run in new:
+            slurm = self.arguments.backend == "slurm"
+            self.write(run, "started", job=self.running[run].name if slurm else None)
             print(f"{run.name}: started", flush=True)
 
-    def processes(self, runs, parallel):
-        """What poll()s and can terminate(), of each run."""
+    def submissions(self, runs):
+        """Of a queue: (what is submitted, what submits it and gives a Job, or of an array each)."""
         arguments, backend = self.arguments, self.arguments.backend
-        commands = [launcher.run_flags(arguments, run.workdir, run.texts) for run in runs]
+        flags = [launcher.run_flags(arguments, run.workdir, run.texts) for run in runs]
         if backend == "slurm" and runs:
-            folder, parameters = launcher.slurm_job(arguments, self.folder)
-            commands = [[*launcher.here(), *command] for command in commands]
-            parameters["array_parallelism"] = parallel
-            return cluster.slurm_submit(folder, parameters, commands)
-        if backend == "gke":
-            jobs = zip(runs, commands, strict=True)
-            jobs = [launcher.gke_job(arguments, run.workdir, flags) for run, flags in jobs]
-            return [cluster.gke_submit(*job) for job in jobs]
+            return [launcher.slurm(arguments, self.folder, *flags, at_once=self.parallel)]
+        one_by_one = zip(runs, flags, strict=True) if backend == "gke" else ()
+        return [launcher.gke(arguments, run.workdir, command) for run, command in one_by_one]
+
+    def processes(self, runs):
+        """What poll()s and can terminate(), of each run."""
+        arguments = self.arguments
+        for _, submit in self.submissions(runs):
+            yield from submit()
         options = ("backend", "processes", "accelerator", "zone", "runtime")
         given = [(name, getattr(arguments, name)) for name in options]
-        launch = [sys.executable, "-m", "experiments.launch"]
+        launch = [sys.executable, "-m", "experiments.launch", *["--spot"] * arguments.spot]
         launch += [f"--{name}={value}" for name, value in given if value]
-        launch += ["--spot"] if arguments.spot else []
-        started = []
-        for run, command in zip(runs, commands, strict=True):
-            log = self.local / "logs" / f"{run.name}.txt"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as out:
-                started.append(subprocess.Popen([*launch, *command], stdout=out, stderr=out))
-        return started
+        for run in [] if self.queued else runs:
+            command = launcher.run_flags(arguments, run.workdir, run.texts)
+            self.log(run).parent.mkdir(parents=True, exist_ok=True)
+            with self.log(run).open("ab") as out:
+                yield subprocess.Popen([*launch, *command], stdout=out, stderr=out)
+
+    def log(self, run):
+        """What a run has said, of those whose process is here."""
+        return self.local / "logs" / f"{run.name}.txt"
 
     def watch(self, run, process):
         code = process.poll()
-        if code is None and self.is_behind(run):
+        if behind := code is None and self.is_behind(run):
             stop(process)
-            if not self.ended(run):  # it may have come to its last step
-                self.end(run, "pruned")
-        elif code is not None and not self.ended(run):
-            self.end(run, "failed", code)
+        if behind or code is not None:
+            self.end(run, "pruned" if behind else "failed", code)
 
     def end(self, run, status, code=0):
+        """A run has ended: it is done, or else what status says."""
         self.running.pop(run, None)
-        self.write(run, status, exit=code)
-        self.tell(run, status, self.metrics(run))
-        self.failed += [run.name] if status == "failed" else []
-        print(f"{run.name}: {status}, eval/loss {self.row(run)['eval_loss']}", flush=True)
+        status, code = ("done", 0) if self.is_done(run) else (status, code or 0)
+        known = self.write(run, status, exit=code)
+        status, told = self.row(run)["status"], f"eval/loss {known.measured('eval/loss')}"
+        self.tell(run, status, known)
+        if status == "failed":
+            self.failed.append(run.name)
+            log = self.log(run)
+            said = [f"exit code {code}" if code else "", f"see {log}" if log.is_file() else ""]
+            told = "; ".join(filter(None, [*known.damaged, *said]))
+        print(f"{run.name}: {status}, {told}", flush=True)
 
     def write(self, run, status, **values):
-        """A run's line of the ledger, with what its workdir tells."""
-        workdir, row, rows = run.workdir, self.row(run), self.metrics(run)
-        environment, config = workdir / "environment.json", workdir / "config.json"
-        seconds = row.get("seconds")
-        if status != "started" and row.get("status") == "started" and seconds is not None:
-            seconds += time.time() - row["began"]
-        starts = json.loads(environment.read_text()) if environment.is_file() else []
+        """A run's line of the ledger, with what its workdir tells, a report.Run, which it gives.
+        Of damaged files nothing is told, and the run has failed.
+        """
+        known, row = read_run(run.workdir, run.name), self.row(run)
         self.ledger[run.name] = {
             "run": run.name,
-            "status": status,
-            "workdir": str(workdir),
+            "status": "failed" if known.damaged and status != "started" else status,
+            "workdir": str(run.workdir),
             "config": self.arguments.spec,
             "changes": {**self.arguments.keys, **run.changes},
-            "code": starts[-1]["code"] if starts else commit(cli.ROOT),
-            "data_key": read_config(workdir)[1] if config.is_file() else None,
+            "code": known.starts[-1].get("code") if known.starts else commit(cli.ROOT),
+            "data_key": known.config.get("data_key"),
             "seed": run.config.train.seed,
-            "steps": launcher.saved_step(workdir),
-            "seconds": seconds,
-            **{name: last(rows, key) for name, key in RESULTS.items()},
-            **{name: row.get(name) for name in ("job", "began", "exit")},
+            "steps": launcher.saved_step(run.workdir),
+            "seconds": known.seconds(),
+            **{name: known.measured(key) for name, key in RESULTS.items()},
+            **{name: row.get(name) for name in ("job", "exit")},
             **values,
         }
         lines = [f"{json.dumps(line)}\n" for line in self.ledger.values()]
         write(self.folder / "ledger.jsonl", "".join(lines))
+        return known
 
 
 class Search(Sweep):
@@ -316,17 +315,12 @@ class Search(Sweep):
     def open(self):
         storages, Trial = self.optuna.storages, self.optuna.trial.Trial
         file = storages.journal.JournalFileBackend(str(self.local / "optuna.journal"))
-        self.study = self.optuna.create_study(
-            study_name="sweep",
-            storage=storages.JournalStorage(file),
-            pruner=self.optuna.pruners.SuccessiveHalvingPruner(),
-            direction=self.direction,
-            load_if_exists=True,
-        )
+        known = {"study_name": "sweep", "load_if_exists": True, "direction": self.direction}
+        known |= {"pruner": self.optuna.pruners.SuccessiveHalvingPruner()}
+        self.study = self.optuna.create_study(storage=storages.JournalStorage(file), **known)
         trials = self.study.get_trials(deepcopy=False)
         # With the seed of before it would suggest the same again.
-        sampler = self.optuna.samplers.TPESampler(seed=len(trials), constant_liar=True)
-        self.study.sampler = sampler
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=len(trials), constant_liar=True)
         left = [trial for trial in trials if not trial.state.is_finished()]
         self.waiting = [self.suggested(Trial(self.study, trial._trial_id)) for trial in left]
         print(f"{self.count} trials, {len(trials) - len(left)} of them ended")
@@ -344,13 +338,13 @@ class Search(Sweep):
 
     def is_behind(self, run):
         known = self.study.get_trials(deepcopy=False)[run.trial.number].intermediate_values
-        for row in self.metrics(run):
+        for row in read_run(run.workdir, run.name).rows:
             if row.get(self.metric) is not None and row["step"] not in known:
                 run.trial.report(row[self.metric], row["step"])
         return run.trial.should_prune()
 
-    def tell(self, run, status, rows):
-        value, states = last(rows, self.metric), self.optuna.trial.TrialState
+    def tell(self, run, status, known):
+        value, states = known.measured(self.metric), self.optuna.trial.TrialState
         told = f"{run.name} logged no {self.metric}, the METRIC of {self.arguments.sweep}."
         require(value is not None or status != "done", told)
         if status == "done":
@@ -380,13 +374,11 @@ class Held:
         """It ends by itself."""
 
 
-def last(rows, name):
-    return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
-
-
 def table(rows):
-    """Rows as text, with a column for each key."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    """Rows as text, with a column for each key, but for those of a config that all rows share."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    same = {key for key in keys if len({str(row.get(key)) for row in rows}) == 1}
+    keys = [key for key in keys if "." not in key or key not in same or not rows[1:]]
     lines = [[key.rpartition(".")[2] for key in keys]]
     for row in rows:
         values = [row.get(key, "") for key in keys]

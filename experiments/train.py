@@ -69,11 +69,8 @@ def open_run(workdir, keys):
     undo = " ".join(f"--config.{key}={old}" for key, (old, _) in changed.items())
     if text:
         told, undo = [*told, f"{text} have changed"], " and ".join(filter(None, (undo, text)))
-    require(
-        not told,
-        f"{workdir} holds a run with another result: {'; '.join(told)}. Resume it with {undo}, or "
-        "give another --workdir.",
-    )
+    told = f"{workdir} holds a run with another result: {'; '.join(told)}" if told else ""
+    require(not told, f"{told}. Resume it with {undo}, or give another --workdir.")
     return data, config
 
 

@@ -38,6 +38,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ.setdefault("MPLBACKEND", "agg")
+# gcsfs reads it when it is imported: with it a bucket's kind is asked of Google itself.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 # Else submitit, when it is imported, closes every handler of logging, pytest's too.
 os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
 

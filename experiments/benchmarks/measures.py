@@ -48,14 +48,12 @@ def compare(torch, lm, steps, pairs):
         theirs, ours = (
             [block[number] * 1e3 for block in side] for side in zip(*taken, strict=True)
         )
-        ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
-        print(
-            f"      {kind:4} ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
-            f"{max(ratios):.2f}), of fastest blocks {min(theirs) / min(ours):.2f}; ms per step: "
-            f"PyTorch {statistics.median(theirs):.1f}, lm {statistics.median(ours):.1f}, "
-            f"fastest {min(theirs):.1f} and {min(ours):.1f}",
-            flush=True,
-        )
+        ratios = sorted(their / our for their, our in zip(theirs, ours, strict=True))
+        ratio, their, our = map(statistics.median, (ratios, theirs, ours))
+        told = f"{kind:4} ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        told += f", of fastest blocks {min(theirs) / min(ours):.2f}; ms per step: PyTorch "
+        told += f"{their:.1f}, lm {our:.1f}, fastest {min(theirs):.1f} and {min(ours):.1f}"
+        print(f"      {told}", flush=True)
 
 
 def write_text(folder):
@@ -73,11 +71,8 @@ def first_step(arguments):
             text = write_text(folder)
             cold, *runs = (until_first_step(python, folder, text, run) for run in range(1 + RUNS))
         wall, cpu = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
-        print(
-            f"    {python}: {wall:.1f} s, fastest {min(runs)[0]:.1f}, CPU time {cpu:.1f}; tokens "
-            f"not yet stored: {cold[0]:.1f} s",
-            flush=True,
-        )
+        told = f"{python}: {wall:.1f} s, fastest {min(runs)[0]:.1f}, CPU time {cpu:.1f}"
+        print(f"    {told}; tokens not yet stored: {cold[0]:.1f} s", flush=True)
 
 
 def until_first_step(python, folder, text, run):
@@ -85,7 +80,8 @@ def until_first_step(python, folder, text, run):
     workdir = Path(folder) / f"run{run}"
     command = [python, "-m", "experiments.train", "--config=configs/shakespeare.py"]
     command += [f"--workdir={workdir}", f"--config.data.path={text}"]
-    environment = {**os.environ, "LM_CACHE": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = {"LM_CACHE": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = {**os.environ, **environment, "XLA_FLAGS": ""}  # as many devices as there are
     start, metrics, null = time.perf_counter(), workdir / "metrics.jsonl", subprocess.DEVNULL
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=null, stderr=null) as process:
@@ -104,14 +100,13 @@ def until_first_step(python, folder, text, run):
 def import_time(arguments):
     """What importing all that `lm` names costs over importing jax."""
     codes = ("import jax", "import jax, lm; [getattr(lm, name) for name in lm.__all__]")
-    taken = []
-    for _ in range(2 * RUNS):
-        seconds = []
-        for code in codes:
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-            seconds.append(time.perf_counter() - start)
-        taken.append(seconds)
+
+    def seconds(code):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        return time.perf_counter() - start
+
+    taken = [[seconds(code) for code in codes] for _ in range(2 * RUNS)]
     jax = statistics.median(jax for jax, _ in taken)
     extra = statistics.median(lm - jax for jax, lm in taken)
     told = f"import lm and all its names, over import jax ({jax:.2f} s)"
@@ -126,11 +121,8 @@ def loader(arguments):
         config = config_of(size)
         consumed = config.data.batch_size * config.data.sequence_length / step_seconds
         loaded = tokens_per_second(config, BATCHES)
-        print(
-            f"  {size}: {loaded / 1e6:.2f} million tokens/s, {loaded / consumed:.0f} times what "
-            f"the step consumes ({consumed:.0f}/s); target >= 20",
-            flush=True,
-        )
+        times = f"{loaded / consumed:.0f} times what the step consumes ({consumed:.0f}/s)"
+        print(f"  {size}: {loaded / 1e6:.2f} million tokens/s, {times}; target >= 20", flush=True)
 
 
 def tokens_per_second(config, batches):
@@ -159,10 +151,9 @@ def saves(arguments):
     with tempfile.TemporaryDirectory() as folder:
         taken = during_saves(*stepper(config_of("large")), folder, SAVES)
     without, during, blocked = (statistics.median(seconds) * 1e3 for seconds in taken)
-    print(
-        f"  large: {during:.0f} ms a step while saving, {without:.0f} ms without; a save keeps the "
-        f"loop for {blocked:.0f} ms and is done after {len(taken[1]) / SAVES:.1f} steps"
-    )
+    steps = f"{during:.0f} ms a step while saving, {without:.0f} ms without"
+    keeps = f"a save keeps the loop for {blocked:.0f} ms"
+    print(f"  large: {steps}; {keeps} and is done after {len(taken[1]) / SAVES:.1f} steps")
 
 
 def during_saves(state, train_step, batch, folder, saves):

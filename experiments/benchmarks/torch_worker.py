@@ -58,14 +58,11 @@ def main(size):
     torch.manual_seed(0)
     layers, width, heads, length, batch = worker.SIZES[size]
     model = Transformer(layers, width, heads, length)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},
-            {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
-        ],
-        lr=1e-3,
-        betas=(0.9, 0.99),
-    )
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim == ndim], "weight_decay": decay}
+        for ndim, decay in ((2, 0.1), (1, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
     tokens = torch.randint(0, worker.VOCAB, (batch, length + 1))
 
     def run(steps):

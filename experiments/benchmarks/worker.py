@@ -74,13 +74,9 @@ class Worker:
     """A worker under a given interpreter; a context manager."""
 
     def __init__(self, python, module, size):
-        self._process = subprocess.Popen(
-            [python, "-m", f"experiments.benchmarks.{module}", size],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [python, "-m", f"experiments.benchmarks.{module}", size]
+        pipes: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
         assert self._process.stdin and self._process.stdout
         self._questions, self._answers = self._process.stdin, self._process.stdout
         if hasattr(os, "sched_setaffinity"):  # Linux; before it makes threads, which inherit it

@@ -22,18 +22,15 @@ def draw_curve(metrics_rows, path, title=""):
     names = ("train/loss", "eval/loss", "train/lr", "train/grad_norm")
     training, validation, rate, norm = (series(metrics_rows, name) for name in names)
     require(training or validation, f"no finite loss was logged: there is no {path} to draw.")
-    heights = (3, 1) if rate or norm else (3,)
-    figure = Figure(figsize=(8, 1.2 + sum(heights)), layout="constrained")
-    grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
-    axes = grid[:, 0]
-    _draw_losses(axes[0], training, validation)
-    if rate or norm:
-        _draw_optimizer(axes[1], rate, norm)
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    above, below = axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for panel in axes:
         panel.grid(color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set_title(title, loc="left")
-    axes[-1].set_xlabel("step")
+    _draw_losses(above, training, validation)
+    _draw_optimizer(below, rate, norm)
+    above.set_title(title, loc="left")
+    below.set_xlabel("step")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     write(as_path(path), picture.getvalue())
@@ -79,23 +76,27 @@ def limits(losses, validation):
 
 
 def _draw_optimizer(panel, rate, norm):
-    from matplotlib.ticker import LogFormatter
-
     if rate:
         panel.plot(*rate, color=GREEN, linewidth=1.5)
         panel.set_ylabel("learning rate", color=GREEN)
         panel.set_ylim(bottom=0)
         panel.ticklabel_format(axis="y", scilimits=(-2, 3))
     if norm:
-        if rate:
-            panel = panel.twinx()
-            panel.spines[["top", "left"]].set_visible(False)
+        panel = panel.twinx()
+        panel.spines[["top", "left"]].set_visible(False)
         panel.plot(*norm, color=PURPLE, linewidth=0.8)
-        panel.set_yscale("log")
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
-        panel.tick_params(axis="y", which="minor", labelsize=7)
+        log_scale(panel)
         panel.set_ylabel("gradient norm", color=PURPLE)
+
+
+def log_scale(panel):
+    """A logarithmic axis upwards, with few and plain numbers."""
+    from matplotlib.ticker import LogLocator
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.minorticks_off()
 
 
 def smooth(values):

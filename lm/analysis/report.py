@@ -1,7 +1,7 @@
 """Runs side by side in one HTML page that needs nothing outside itself: no script, no network.
 
-What a run did not record is said to be not measured; nothing is guessed. Pictures are SVG in the
-page's colours, which are light or dark as the reader's screen is.
+What a run did not record is said to be not measured; nothing is guessed. Pictures are SVG, which
+the page inverts where the reader's screen is dark.
 """
 
 import dataclasses
@@ -10,25 +10,21 @@ import html
 import io
 import json
 import math
+import operator
 import re
 import shlex
 import string
 
 import numpy as np
 
-from lm.analysis.curve import BLUE, GREEN, PURPLE, VERMILLION, limits, series, smooth
+from lm.analysis.curve import BLUE, GREEN, PURPLE, VERMILLION, limits, log_scale, series, smooth
 from lm.config import flatten
 from lm.track.metrics import read_metrics
 
-# On white: on black. Of a picture the first is a name too, for which the page knows the second.
-COLOURS = {BLUE: "#5CB8F0", VERMILLION: "#FF8A3D", GREEN: "#2FC79A", PURPLE: "#E58FC0"}
-COLOURS |= {"#8A6D00": "#F0E442", "#6B6B6B": "#B5B5B5"}
-DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")  # when the colours are used up
-INK, LINE, PAGE = "#1A1A1A", "#DADADA", "#FEFEFE"
-THEME = {**COLOURS, INK: "#E8E8E8", LINE: "#3A3D42", PAGE: "#15171B"}
-INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-LOOK: dict = dict.fromkeys(INKED, INK) | {"font.size": 11, "svg.fonttype": "none"}
-LOOK |= {"axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6, "text.parse_math": False}
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, "#8A6D00", "#6B6B6B")
+LINES = ("solid", "dashed", "dotted")  # when the colours are used up
+LOOK: dict = {"font.size": 10, "svg.fonttype": "none", "text.parse_math": False}
+LOOK |= {"axes.grid": True, "grid.color": "0.86", "grid.linewidth": 0.6}
 LOOK |= {"axes.spines.top": False, "axes.spines.right": False}
 NOT_RECORDED = "not recorded"
 POINTS = 300  # of a curve
@@ -53,6 +49,11 @@ class Run:
     starts: list
     samples: list
     notes: list
+
+    @property
+    def damaged(self):
+        """The notes on files that are there and cannot be read."""
+        return [note for note in self.notes if "there is no" not in note]
 
     def last(self, name):
         """The last value logged, NaN if it was not finite; None if there is none."""
@@ -81,19 +82,28 @@ class Run:
             return None if last is None else math.nan
         return last if name == "eval/loss" else float(smooth(series(self.rows, name)[1])[-1])
 
+    def seconds(self):
+        """From the first start to the last logged step; None: not recorded."""
+        times = [row["time"] for row in self.rows if "time" in row]
+        if not (times and self.starts):
+            return None
+        start = datetime.datetime.fromisoformat(self.starts[0]["start"])
+        return max(times) - start.timestamp()
+
     def goodput(self):
-        """The share of the time from the first start to the last logged step in which it trained
+        """The share of `seconds` in which it trained
         the steps that it has, each taken as the median at most: the rest is compilation,
         evaluation, saves, steps done again, and what lay between starts. None: not recorded.
         """
-        rows = [row for row in self.rows if row.get("train/tokens_per_second") and "time" in row]
-        if not (rows and self.starts and self.tokens_per_step()):
+        rows, passed = (
+            [row for row in self.rows if row.get("train/tokens_per_second")],
+            self.seconds(),
+        )
+        if not (rows and passed and self.tokens_per_step()):
             return None
         rates = np.array([row["train/tokens_per_second"] for row in rows])
         seconds, steps = self.tokens_per_step() / rates, np.diff([-1, *(r["step"] for r in rows)])
         trained = (steps * np.minimum(seconds, np.median(seconds))).sum()
-        start = datetime.datetime.fromisoformat(self.starts[0]["start"])
-        passed = max(row["time"] for row in rows) - start.timestamp()
         return trained / passed if trained <= passed else None  # else the clocks differ
 
 
@@ -101,17 +111,15 @@ def read_run(folder, name):
     """The Run in a folder. What is missing or damaged becomes a note."""
     run = Run(name, {}, [], [], [], [])
 
-    def starts(path):
-        return sorted(json.loads(path.read_text()), key=lambda start: start["start"])
-
     def samples(path):
         found = map(json.loads, path.read_text().splitlines())
         return [(sample["prompt"], sample["text"]) for sample in found]
 
+    read, by_start = lambda path: json.loads(path.read_text()), operator.itemgetter("start")
     for file, part, parse in (
-        ("config.json", "config", lambda path: flatten(json.loads(path.read_text()))),
+        ("config.json", "config", lambda path: flatten(read(path))),
         ("metrics.jsonl", "rows", read_metrics),
-        ("environment.json", "starts", starts),
+        ("environment.json", "starts", lambda path: sorted(read(path), key=by_start)),
         ("samples.jsonl", "samples", samples),
     ):
         try:
@@ -142,12 +150,8 @@ def written(value):
 
 
 def style(index):
-    """(colour, dashes) of a run."""
-    return list(COLOURS)[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-
-
-def variable(colour):
-    return f"var(--c{colour[1:].lower()}, {colour})"
+    """(colour, kind of line) of a run."""
+    return COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
 
 
 def picture(caption, draw, *arguments, height=3.0):
@@ -163,7 +167,6 @@ def picture(caption, draw, *arguments, height=3.0):
     body = svg[svg.index(">", svg.index("<svg")) + 1 :].replace("xlink:href", "href")
     body = re.sub("<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub('<g id="[^"]*"', "<g", body)  # the same in each picture
-    body = re.sub("(?<=(?:fill|roke): )#[0-9a-f]{6}", lambda x: variable(x[0].upper()), body)
     caption = html.escape(caption)
     view = f'role="img" aria-label="{caption}" viewBox="0 0 360 {72 * height:g}"'
     return f"<figure><figcaption>{caption}</figcaption><svg {view}>{body}</figure>"
@@ -171,27 +174,21 @@ def picture(caption, draw, *arguments, height=3.0):
 
 def draw_curves(panel, name, found):
     """found: for each run its `series`, or None."""
-    from matplotlib.ticker import LogLocator
-
     scales = []
     for index, (steps, values) in ((i, of_run) for i, of_run in enumerate(found) if of_run):
         if "smoothed" in CURVES[name]:
             scales.append(limits(values, None))
             values = smooth(values)
         few = np.unique(np.linspace(0, len(steps) - 1, POINTS).astype(int))
-        colour, dashes = style(index)
-        line = (0, tuple(map(float, dashes.split()))) if dashes else "-"
+        colour, line = style(index)
         mark = "o" if name == "eval/loss" or len(steps) == 1 else None
         panel.plot(steps[few], values[few], color=colour, ls=line, lw=1.4, marker=mark, ms=4)
     panel.set_xlabel("step")
     if name == "train/grad_norm":
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.minorticks_off()
-        return
-    panel.ticklabel_format(axis="y", scilimits=(-2, 4))
-    if scales := list(filter(None, scales)):
+        log_scale(panel)
+    else:
+        panel.ticklabel_format(axis="y", scilimits=(-2, 4))
+    if name == "train/loss" and (scales := list(filter(None, scales))):
         panel.set_ylim(min(low for low, _ in scales), max(high for _, high in scales))
 
 
@@ -203,7 +200,7 @@ def draw_slice(panel, key, points):
     panel.xaxis.set_major_formatter("{x:.4g}")
     panel.minorticks_off()
     for value, loss, colour, ended in points:
-        panel.plot(value, loss, "o", color=colour, mfc=colour if ended else PAGE, ms=7)
+        panel.plot(value, loss, "o", color=colour, mfc=colour if ended else "white", ms=7)
     panel.margins(0.1)
     panel.set_xlabel(key)
 
@@ -215,11 +212,11 @@ def draw_parallel(panel, columns):
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     panel.set_axis_off()
-    text = {"bbox": {"facecolor": PAGE, "edgecolor": "none", "pad": 1}, "zorder": 3}
+    text = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}, "zorder": 3}
     rows = -np.arange(len(columns))
     places = np.array([positions(values) for values in columns.values()])
     for row, (key, values), xs in zip(rows, columns.items(), places, strict=True):
-        panel.plot([0, 1], [row, row], color=INK, lw=0.8)
+        panel.plot([0, 1], [row, row], color="black", lw=0.8)
         panel.text(0.02, row + 0.13, key, va="bottom", weight="bold", fontsize=10, **text)
         for x, value in spaced(xs, values):
             label = f"{value:.4g}" if is_number(value) else written(value)[-24:]
@@ -294,11 +291,9 @@ def table(names, rows):
     """names: of the runs, as HTML. rows: {column: value} of each. A row that is too wide becomes a
     block, in which values have labels.
     """
-    columns = [html.escape(column) for column in ("run", *rows[0])]
-    heads, labels = (
-        [re.sub("([._])", rf"\1{gap}", column) for column in columns] for gap in ("<wbr>", "\u200b")
-    )
-    kind = ' class="blocks"' * (len(columns) > 10)
+    labels = [html.escape(column) for column in ("run", *rows[0])]
+    heads = [re.sub("([._])", r"\1<wbr>", label) for label in labels]
+    kind = ' class="blocks"' * (len(labels) > 10)
     lines = [f"<table{kind}><thead><tr><th>{'</th><th>'.join(heads)}</th></tr></thead><tbody>"]
     for name, row in zip(names, rows, strict=True):
         cells = zip(labels, (name, *map(cell, row.values())), strict=True)
@@ -341,10 +336,8 @@ def page(runs):
     loss = "eval/loss" if validated else "train/loss"
     losses, keys, names = [run.final_loss(loss) for run in runs], differing(runs), []
     for index, run in enumerate(runs):
-        colour, dashes = style(index)
-        line = f'd="M0 4h26" style="stroke: {variable(colour)}" stroke-dasharray="{dashes}"'
-        sign = f'<svg class="sign" viewBox="0 0 26 8"><path {line}/></svg>'
-        names.append(f"{sign} {html.escape(run.name)}")
+        colour, line = style(index)
+        names.append(f'<i style="border-top: 3px {line} {colour}"></i> {html.escape(run.name)}')
     logged = {name: [series(run.rows, name) for run in runs] for name in CURVES}
     curves = [
         picture(CURVES[x], draw_curves, x, found) for x, found in logged.items() if any(found)
@@ -372,17 +365,17 @@ def page(runs):
         title=escape(runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
         now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         body="\n".join(lines),
-        dark="; ".join(f"--c{light[1:].lower()}: {dark}" for light, dark in THEME.items()),
         wide=BLOCKS.replace("table", ".blocks"),
         narrow=BLOCKS,
     )
 
 
 BLOCKS = """\
-table thead { display: none } table tr { border: 1px solid var(--line); padding: .4rem .6rem }
+table thead { display: none } table tr { border: 1px solid #8886; padding: .4rem .6rem }
 table tbody { display: grid; gap: 1ex; grid-template-columns: repeat(auto-fill, minmax(17rem,1fr)) }
-table td { display: flex; flex-wrap: wrap; column-gap: 1rem; padding: .1rem 0; border: 0 }
-table td::before { content: attr(data-label); color: var(--dim); flex: 0 0 7.5rem }"""
+table td { display: flex; flex-wrap: wrap; align-items: baseline; padding: .1rem 0; border: 0 }
+table td + td::before { content: attr(data-label); opacity: .7; font-size: 13px; flex: 0 0 11rem }
+table td:first-child { display: block }"""
 TEMPLATE = string.Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -392,23 +385,25 @@ TEMPLATE = string.Template("""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>$title</title>
 <style>
-@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; $dark } }
-:root { --line: var(--cdadada, #dadada); --dim: var(--c6b6b6b, #6b6b6b) }
+@media screen { :root { color-scheme: light dark } }
+@media screen and (prefers-color-scheme: dark) {
+  body { background: black } svg, i { filter: invert(1) hue-rotate(180deg) } }
 * { box-sizing: border-box }
-body { background: var(--cfefefe, #fefefe); color: var(--c1a1a1a, #1a1a1a); max-width: 72rem;
-  margin: auto; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
+body { max-width: 72rem; margin: auto; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif;
+  overflow-wrap: anywhere }
 h2 { font-size: 1.2rem; margin-top: 2rem } h3 { font-size: 1rem } h2, h3 { break-after: avoid }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; text-align: left }
-th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line) }
-th { overflow-wrap: break-word } td { min-width: 5rem }
+th, td { vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #8886 }
+th { overflow-wrap: break-word } td { min-width: 5.5rem }
+td:first-child { word-break: break-all; min-width: 12rem }
 table, tr, figure, pre { break-inside: avoid }
-.sign { width: 26px; height: 8px; fill: none; stroke-width: 2.5 } figure { margin: 0 }
+i { display: inline-block; width: 26px; height: 4px } figure { margin: 0 }
 .pictures { display: grid; gap: 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
 figcaption, pre { font-size: .9em } pre { white-space: pre-wrap }
 figure svg { width: 100% } figure text { font-family: system-ui, sans-serif !important }
 $wide
-@media screen and (max-width: 60rem) { $narrow }
+@media screen and (max-width: 66rem) { $narrow }
 @media print { body { font-size: 9pt; max-width: none; padding: 0 } .pictures { display: block }
   figure { display: inline-block; width: 49%; vertical-align: top }
   table { font-size: 8pt } td { min-width: 3.5rem } }

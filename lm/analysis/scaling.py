@@ -50,10 +50,8 @@ class Runs:
         """But for the `count` rows of highest loss, which the law of the others does not hold for:
         runs that have hardly begun.
         """
-        require(
-            0 <= count < len(self),
-            f"--drop_highest_loss={count} is not possible with {len(self)} rows; drop fewer.",
-        )
+        told = f"--drop_highest_loss={count} is not possible with {len(self)} rows; drop fewer."
+        require(0 <= count < len(self), told)
         return self[np.sort(np.argsort(self.loss, kind="stable")[: len(self) - count])]
 
 
@@ -71,16 +69,13 @@ def read_csv(path):
         raise UserError(f"{path} is not a CSV file in UTF-8 ({error}).") from error
     loss = next((name for name in ("loss", "loss_nats") if name in columns), None)
     size = next((name for name in ("tokens", "training_flops") if name in columns), None)
-    there = ", ".join(columns) or "none"
-    require(
-        "params" in columns and loss and size, f"{path} has the columns {there}; it needs {PAIRS}."
+    told = f"{path} has the columns {', '.join(columns) or 'none'}; it needs {PAIRS}."
+    require("params" in columns and loss and size, told)
+    require(rows, f"{path} has no rows; give at least one for each run.")
+    params, tokens, losses = (
+        np.array([_number(path, line, row, name) for line, row in enumerate(rows, 2)])
+        for name in ("params", size, loss)
     )
-    numbers = np.array([
-        [_number(path, line, row, name) for name in ("params", size, loss)]
-        for line, row in enumerate(rows, 2)
-    ]).reshape(-1, 3)  # fmt: skip
-    require(len(numbers), f"{path} has no rows; give at least one for each run.")
-    params, tokens, losses = numbers.T
     tokens = tokens / 6 / params if size == "training_flops" else tokens
     names = np.array([row["run"] for row in rows]) if "run" in columns else None
     return Runs(params, tokens, losses, names)
@@ -91,20 +86,17 @@ def _number(path, line, row, name):
         value = float(row[name])
     except (TypeError, ValueError):
         value = np.nan
-    if not (np.isfinite(value) and value > 0):
-        raise UserError(
-            f"{path}, line {line}: {name}={row[name]!r} must be a finite number over 0; mend the "
-            "row or leave it out."
-        )
+    told = (
+        f"{path}, line {line}: {name}={row[name]!r} must be a finite number over 0; mend the row "
+    )
+    require(np.isfinite(value) and value > 0, f"{told}or leave it out.")
     return value
 
 
 def joined(parts):
-    """One Runs of several."""
-    named = all(part.names is not None for part in parts)
-    arrays = [[getattr(part, name) for part in parts] for name in ("params", "tokens", "loss")]
-    names = np.concatenate([part.names for part in parts]) if named else None
-    return Runs(*map(np.concatenate, arrays), names)
+    """One Runs of several, all with names."""
+    names = ("params", "tokens", "loss", "names")
+    return Runs(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 # Laws: (parameters of the fit, ln N, ln D) -> (ln loss, its derivatives, a row per parameter).
@@ -137,15 +129,10 @@ def _log_sum(*terms):
     return top + np.log(total), shares / total
 
 
-HALVES = (0, 0.5, 1, 1.5, 2)
+HALVES, EXPONENTS = (0, 0.5, 1, 1.5, 2), (0.05, 0.1, 0.2, 0.4)
 STARTS = {  # Chinchilla's are the grid of appendix D.2
     chinchilla_law: (range(0, 30, 5), range(0, 30, 5), (-1, -0.5, 0, 0.5, 1), HALVES, HALVES),
-    kaplan_law: (
-        range(20, 60, 10),
-        range(20, 60, 10),
-        (0.05, 0.1, 0.2, 0.4),
-        (0.05, 0.1, 0.2, 0.4),
-    ),
+    kaplan_law: (range(20, 60, 10), range(20, 60, 10), EXPONENTS, EXPONENTS),
 }
 
 
@@ -171,44 +158,30 @@ def fit(law, runs, starts=None, best=20):
 
     if starts is None:
         grid = list(itertools.product(*STARTS[law]))
-        if law is kaplan_law:
-            grid = [start for start in grid if start[2] and start[3]]
         values = [objective(law, start, runs)[0] for start in grid]
         starts = [grid[index] for index in np.argsort(values, kind="stable")[:best]]
     exact = {"maxiter": 3000, "maxfun": 6000, "ftol": 1e-13, "gtol": 1e-8}
+    how = {"jac": True, "method": "L-BFGS-B", "options": exact}
     with np.errstate(all="ignore"):  # a line search may overflow, and goes back
-        found = [
-            minimize(
-                lambda p: objective(law, p, runs), start, jac=True, method="L-BFGS-B", options=exact
-            )
-            for start in starts
-        ]
+        found = [minimize(lambda p: objective(law, p, runs), start, **how) for start in starts]
     found = min((each for each in found if np.isfinite(each.fun)), key=lambda each: each.fun)
     return found.x, float(found.fun) * DELTA**2
 
 
 def check_identified(runs, law=chinchilla_law):
     """Raise UserError unless the rows can tell the law's parameters apart."""
-    needed = 2 * len(STARTS[law])
-    require(
-        len(runs) >= needed,
-        f"{len(runs)} rows are too few to identify the {len(STARTS[law])} parameters of the law; "
-        f"give {needed} or more.",
-    )
+    count, needed = len(STARTS[law]), 2 * len(STARTS[law])
+    told = f"{len(runs)} rows are too few to identify the {count} parameters of the law; give "
+    require(len(runs) >= needed, f"{told}{needed} or more.")
     n, d = np.log(runs.params), np.log(runs.tokens)
     for name, x in (("params", n), ("tokens", d)):
         count = len(np.unique(np.round(x, 3)))
-        require(
-            count >= 3,
-            f"the rows have {count} different {name}, and an exponent needs 3 or more; add runs "
-            f"with other {name}.",
-        )
+        told = f"the rows have {count} different {name}, and an exponent needs 3 or more; add runs "
+        require(count >= 3, f"{told}with other {name}.")
     spread = np.linalg.svd(np.stack([n - n.mean(), d - d.mean()]), compute_uv=False)
-    require(
-        spread[1] > 0.02 * spread[0],
-        "params and tokens rise together in all rows, so that what each does to the loss cannot be "
-        "told apart; add runs with other tokens at the same params.",
-    )
+    told = "params and tokens rise together in all rows, so that what each does to the loss cannot "
+    told += "be told apart; add runs with other tokens at the same params."
+    require(spread[1] > 0.02 * spread[0], told)
 
 
 def chinchilla(p, value):
@@ -261,9 +234,8 @@ def bootstrap(runs, p, count, seed=0, flops=()):
             best = optimum(law, budget)
             law |= {f"{name} at {budget:g}": best[name] for name in best}
         found.append(law)
-    return {
-        name: np.percentile([x[name] for x in found], (2.5, 97.5)).tolist() for name in found[0]
-    }
+    ends = (2.5, 97.5)
+    return {name: np.percentile([x[name] for x in found], ends).tolist() for name in found[0]}
 
 
 WIDTH = 0.1  # of a profile: its runs' FLOPs lie within 10 %
@@ -302,15 +274,11 @@ def lowest(curves, points=1500):
     by_run = [curves[curves.names == name] for name in np.unique(curves.names)]
     by_run = [run[np.argsort(run.tokens)] for run in by_run if len(run) > 1]
     ends = np.array([(run.flops[0], run.flops[-1]) for run in by_run]).reshape(-1, 2)
-    require(
-        len(ends) >= 3,
-        f"{len(ends)} curves of two points or more are too few for the first approach; give 3.",
-    )
+    told = f"{len(ends)} curves of two points or more are too few for the first approach; give 3."
+    require(len(ends) >= 3, told)
     grid = np.geomspace(ends[:, 0].min(), ends[:, 1].max(), points)
-    losses = [
-        np.interp(np.log(grid), np.log(run.flops), run.loss, left=np.inf, right=np.inf)
-        for run in by_run
-    ]
+    outside, x = {"left": np.inf, "right": np.inf}, np.log(grid)
+    losses = [np.interp(x, np.log(run.flops), run.loss, **outside) for run in by_run]
     best, params = np.argmin(losses, 0), np.array([run.params[0] for run in by_run])
     seen = np.isfinite(np.min(losses, 0))
     return grid[seen], params[best[seen]]
@@ -319,8 +287,8 @@ def lowest(curves, points=1500):
 def power_law(flops, params):
     """{"a", "b", "params_at_1", "points"}: N = params_at_1 * C^a, D ~ C^b, by least squares."""
     a, start = np.polyfit(np.log(flops), np.log(params), 1)
-    return {"a": float(a), "b": float(1 - a), "params_at_1": float(np.exp(start)),
-            "points": len(flops)}  # fmt: skip
+    power = {"a": float(a), "b": float(1 - a), "params_at_1": float(np.exp(start))}
+    return {**power, "points": len(flops)}
 
 
 def read_run(workdir):
@@ -343,6 +311,6 @@ def read_run(workdir):
 
 def last_rows(curves):
     """The last row of each curve."""
-    order = np.lexsort((curves.tokens, curves.names))
-    _, first_of_reversed = np.unique(curves.names[order][::-1], return_index=True)
-    return curves[np.sort(order[::-1][first_of_reversed])]
+    order = np.argsort(-curves.tokens, kind="stable")
+    _, first = np.unique(curves.names[order], return_index=True)
+    return curves[np.sort(order[first])]

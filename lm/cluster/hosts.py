@@ -73,10 +73,9 @@ class Hosts:
             values["hosts/slowest"] = slowest
             slow = len(self.seconds) == WINDOW and each[slowest] > SLOW * median
             if slow and self.named != slowest:
-                line = (
-                    f"process {slowest} ({self.processes.hosts[slowest]}) is slow: it needs "
-                    f"{each[slowest]:.3g} s for a step, the median {median:.3g} s; all wait for it."
-                )
+                needs = f"{each[slowest]:.3g} s for a step, the median {median:.3g} s"
+                name = f"process {slowest} ({self.processes.hosts[slowest]})"
+                line = f"{name} is slow: it needs {needs}; all wait for it."
             self.named = slowest if slow else None
         return values, line
 

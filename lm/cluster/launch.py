@@ -49,7 +49,7 @@ def supervise(commands, progress, num_steps):
     tries, saved = 0, progress()
     with interruptions() as signals:
         while True:
-            codes = _run([subprocess.Popen(command) for command in commands], signals)
+            codes = run(commands, signals)
             if wrong := [code for code in codes if code > 0 and code != RESTART]:
                 return wrong[0]
             before, saved = saved, progress()
@@ -61,9 +61,9 @@ def supervise(commands, progress, num_steps):
             print(f"launch: ended with {codes}; again from step {saved}", file=sys.stderr)
 
 
-def _run(started, signals):
-    """The exit codes of processes, which are told of a signal to this one."""
-    told = False
+def run(commands, signals):
+    """The exit codes of commands, run together, which are told of a signal to this process."""
+    started, told = [subprocess.Popen(command) for command in commands], False
     while None in (codes := [process.poll() for process in started]):
         if signals.requested and not told:
             told = True
@@ -160,7 +160,8 @@ def dns_name(workdir):
 
 
 def jobset(name, command, image, accelerator, chips, nodes, slices, queue):
-    """A run on GKE as a JobSet (v1alpha2), which Kueue admits as a whole.
+    """A run on GKE as a JobSet (v1alpha2), as JSON, which is YAML too. With a queue Kueue suspends
+    it as it is made, and admits it as a whole.
 
     accelerator: a GPU, "nvidia-h100-80gb", of which `nodes` have `chips` each; or a TPU and its
     topology, "tpu-v5p-slice:2x2x4", of which there are `slices`, `chips` (4) in a node.
@@ -200,35 +201,11 @@ def jobset(name, command, image, accelerator, chips, nodes, slices, queue):
         exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
         metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
     spec = {
-        "suspend": bool(queue),  # until Kueue admits it
         "failurePolicy": {"maxRestarts": JOBSETS, "rules": [fails]},
         "replicatedJobs": [{"name": "lm", "replicas": slices, "template": {"spec": job}}],
     }
-    return _object("jobset.x-k8s.io/v1alpha2", "JobSet", metadata, spec)
-
-
-def kueue(queue, jobs, chips):
-    """A queue, in the namespace "default", of JobSets like `jobs`, and of so many chips in all:
-    objects (v1beta2) that a cluster needs once."""
-    pod = jobs["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    (resource,) = pod["containers"][0]["resources"]["limits"]
-    quota = {"name": queue, "resources": [{"name": resource, "nominalQuota": chips}]}
-    groups = [{"coveredResources": [resource], "flavors": [quota]}]
-    api, name = "kueue.x-k8s.io/v1beta2", {"name": queue}
-    return [
-        _object(api, "ResourceFlavor", name, {"nodeLabels": pod["nodeSelector"]}),
-        _object(api, "ClusterQueue", name, {"namespaceSelector": {}, "resourceGroups": groups}),
-        _object(api, "LocalQueue", {**name, "namespace": "default"}, {"clusterQueue": queue}),
-    ]
-
-
-def _object(api, kind, metadata, spec):
-    return {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
-
-
-def manifest(objects):
-    """What kubectl is given: JSON, which is YAML too."""
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}, indent=2)
+    head = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet"}
+    return json.dumps({**head, "metadata": metadata, "spec": spec}, indent=2)
 
 
 def gke_submit(name, text):
@@ -245,24 +222,21 @@ def gke_submit(name, text):
 
 
 def tpu_vm(name, command, accelerator, zone, runtime, spot):
-    """Commands: (those that pack what is committed and make TPU VMs, those that bring it there and
-    run, one that deletes the VMs). accelerator: as "v5p-32"."""
-    tool, archive = ["gcloud", "compute", "tpus", "tpu-vm"], f"/tmp/{name}.tar.gz"
-    where, to_all = [name, f"--zone={zone}"], "--worker=all"
-    kind = [f"--accelerator-type={accelerator}", f"--version={runtime}"]
+    """A script that makes TPU VMs, as "v5p-32", brings what is committed there and runs it. It
+    deletes what it made, however it ends, and exits with the code of what fails.
+    """
+    tool = "gcloud compute tpus tpu-vm"
+    archive, where = f"/tmp/{name}.tar.gz", f"{name} --zone={zone}"
+    kind = f"--accelerator-type={accelerator} --version={runtime}{' --spot' if spot else ''}"
     run = [
         f"mkdir -p lm && tar -xzf {name}.tar.gz -C lm && cd lm && python3 -m venv .venv",
         ". .venv/bin/activate && pip install -q -e '.[tpu,gs]' -c constraints.txt",
         shlex.join(command),
     ]
-    return (
-        [
-            ["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
-            [*tool, "create", *where, *kind, *(["--spot"] if spot else [])],
-        ],
-        [
-            [*tool, "scp", archive, f"{name}:", where[1], to_all],
-            [*tool, "ssh", *where, to_all, f"--command={' && '.join(run)}"],
-        ],
-        [*tool, "delete", *where, "--quiet"],
-    )
+    return f"""\
+set -e
+git archive --format=tar.gz --output={archive} HEAD
+{tool} create {where} {kind}
+trap '{tool} delete {where} --quiet' EXIT
+{tool} scp {archive} {name}: --zone={zone} --worker=all
+{tool} ssh {where} --worker=all --command={shlex.quote(" && ".join(run))}"""

@@ -121,9 +121,8 @@ class Processes:
             if hello["count"] != self.count:
                 wrong = f"--num_processes={hello['count']} is {self.count} in process 0; mend one."
             elif process in hosts and not (process and self._streams[process][0].at_eof()):
-                wrong = (
-                    f"--process_id={process} is another's, on {hosts[process]}; give each its own."
-                )
+                wrong = f"--process_id={process} is another's, on {hosts[process]}; "
+                wrong += "give each its own."
             if wrong:
                 return writer.write(_line({"end": wrong, "status": 2}))
             hosts[process], self._streams[process] = hello["host"], (reader, writer)
@@ -132,20 +131,17 @@ class Processes:
         try:
             server = await asyncio.start_server(welcome, port=port)
         except OSError as error:
-            raise RunError(
-                f"process 0 cannot listen on port {port} of {self.hosts[0]}: "
-                f"{os.strerror(error.errno or 0)}; end what uses it, or give another."
-            ) from error
+            why = f"{os.strerror(error.errno or 0)}; end what uses it, or give another."
+            told = f"process 0 cannot listen on port {port} of {self.hosts[0]}: {why}"
+            raise RunError(told) from error
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.timeout):
                 await complete.wait()
         server.close()
         if missing := [str(process) for process in range(self.count) if process not in hosts]:
             names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
-            line = (
-                f"process {names} did not come within cluster.timeout_seconds={self.timeout}; see "
-                "why it did not start or did not reach process 0, or give more time."
-            )
+            line = f"process {names} did not come within cluster.timeout_seconds={self.timeout}; "
+            line += "see why it did not start or did not reach process 0, or give more time."
             await self._send({"end": line, "status": 1})
             raise RunError(line)
         self.hosts = [hosts[process] for process in range(self.count)]
@@ -169,10 +165,9 @@ class Processes:
                         reason = os.strerror(error.errno) if known else error.strerror or str(error)
                     await asyncio.sleep(0.2)
         if not answer:
-            raise RunError(
-                f"process {self.index} cannot reach process 0 at {host}:{port} within "
-                f"cluster.timeout_seconds={self.timeout}: {reason}. Is it started? The port open?"
-            )
+            line = f"process {self.index} cannot reach process 0 at {host}:{port} within cluster."
+            line += f"timeout_seconds={self.timeout}: {reason}. Is it started? The port open?"
+            raise RunError(line)
         if "end" in answer:
             raise (UserError if answer["status"] == 2 else RunError)(answer["end"])
         self.hosts, self._streams = answer["hosts"], {0: (reader, writer)}
@@ -308,17 +303,13 @@ def together(coordinator, num_processes, process_id, timeout):
     cannot be, RunError if processes do not find one another. Call before jax takes its devices.
     """
     given, local_devices = [coordinator, num_processes, process_id], None
-    require(
-        None not in given or given == [None] * 3,
-        f"{FLAGS} belong together; give all three, or none.",
-    )
+    told = f"{FLAGS} belong together; give all three, or none."
+    require(None not in given or given == [None] * 3, told)
     if coordinator is None:
         coordinator, count, index, local_devices = _from_environment(timeout)
     else:
-        for flag, text, least in (
-            ("num_processes", num_processes, 1),
-            ("process_id", process_id, 0),
-        ):
+        numbers = ("num_processes", num_processes, 1), ("process_id", process_id, 0)
+        for flag, text, least in numbers:
             valid = text.isdecimal() and int(text) >= least
             require(valid, f"--{flag}={text} must be a whole number, {least} or more.")
         count, index = int(num_processes), int(process_id)
@@ -346,7 +337,6 @@ def _from_environment(timeout):
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(*[None] * 5, timeout)
     except (RuntimeError, LookupError, OSError, ValueError) as error:
-        raise RunError(
-            f"the environment names processes that cannot be found ({error}); give {FLAGS}."
-        ) from error
+        told = f"the environment names processes that cannot be found ({error}); give {FLAGS}."
+        raise RunError(told) from error
     return found if found[0] is not None else (None, 1, 0, None)

@@ -31,7 +31,7 @@ class Watchdog:
     def _watch(self):
         while not self.closed.wait(min(1.0, self.seconds / 10)):
             if self.steps > 2 and time.monotonic() - self.last > self.seconds:
+                told = f"no step has finished for cluster.watchdog_seconds={self.seconds}; the "
                 self.stuck(
-                    f"no step has finished for cluster.watchdog_seconds={self.seconds}; the "
-                    "stacks of all threads stand above, and the same command resumes."
+                    f"{told}stacks of all threads stand above, and the same command resumes."
                 )

@@ -5,7 +5,7 @@ needs a device, a driver or CUDA's libraries.
 """
 
 import dataclasses
-import importlib.util
+import importlib.metadata
 import os
 import re
 
@@ -78,15 +78,11 @@ def topology_devices(name):
     kind, _, sizes = name.partition(":")
     chip(kind, f"--topology={name}")
     dims = TPUS.get(kind, 2)
-    require(
-        re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) and sizes.count("x") == dims - 1,
-        f"--topology={name}: {kind} takes {dims} sizes, as in {EXAMPLES}.",
-    )
-    package = "libtpu" if kind in TPUS else "jax_plugins.xla_cuda13"
-    require(
-        _is_installed(package),
-        f"--topology={name} needs the compiler in {package}: pip install -e '.[aot]'.",
-    )
+    told = f"--topology={name}: {kind} takes {dims} sizes, as in {EXAMPLES}."
+    require(re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{dims - 1}}}", sizes), told)
+    package = "libtpu" if kind in TPUS else "jax-cuda13-plugin"
+    told = f"--topology={name} needs the compiler in {package}: pip install -e '.[aot]'."
+    require(any(importlib.metadata.distributions(name=package)), told)
     from jax.experimental.topologies import get_topology_desc
 
     # libtpu is to ask no network what machine this is, and nobody else whether it may.
@@ -95,26 +91,15 @@ def topology_devices(name):
     try:
         if kind in TPUS:
             return get_topology_desc(platform="tpu", topology_name=name).devices
-        target, shape = GPUS[kind].target(), f"1x{sizes}"
-        return get_topology_desc(
-            platform="cuda", topology_name=kind, target_config=target, topology=shape
-        ).devices
+        of_gpus = {"target_config": GPUS[kind].target(), "topology": f"1x{sizes}"}
+        return get_topology_desc(platform="cuda", topology_name=kind, **of_gpus).devices
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise UserError(
-            f"--topology={name}: the compiler knows no such slice of {kind} ({text[:200]}); "
-            f"examples are {EXAMPLES}."
-        ) from error
+        text = " ".join(str(error).split())[:200]
+        told = f"--topology={name}: the compiler knows no such slice of {kind} ({text}); "
+        raise UserError(f"{told}examples are {EXAMPLES}.") from error
 
 
 def memory_of(device):
     """Bytes of memory of a device, of those that lm.chips knows; else None."""
     known = DEVICES.get(device.device_kind)
     return known and known.memory
-
-
-def _is_installed(package):
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False

@@ -24,8 +24,6 @@ class DeadExperts:
             return None
         named = ", ".join(f"layer {layer} expert {expert}" for layer, expert in dead[:4])
         more = f" and {len(dead) - 4} more" if len(dead) > 4 else ""
-        told = (
-            f"step {step}: {len(dead)} of {size} experts had no token in {self.window} logged steps"
-        )
+        told = f"step {step}: {len(dead)} of {size} experts had no token in {self.window} logged "
         remedy = "A larger objective.router_aux_loss or optim.router_bias_step spreads tokens."
-        return f"{told}: {named}{more} (layers with experts count from 0). {remedy}"
+        return f"{told}steps: {named}{more} (layers with experts count from 0). {remedy}"

@@ -9,12 +9,15 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+import yaml
 
 from lm.cluster import launch
 from lm.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ["python", "-m", "experiments.train", "--config=a.py:b", "--workdir=gs://b/my run"]
 
 
@@ -142,26 +145,31 @@ def test_a_job_has_ended_when_the_queue_knows_it_no_more(cluster):
         assert job.poll() == code, text
 
 
-# Kubernetes. What a field may be, by the types of JobSet v1alpha2 (jobset_types.go), batch/v1 and
-# core/v1 (Kubernetes 1.31) and Kueue v1beta2 (clusterqueue, localqueue and resourceflavor CRDs): a
-# type, a pattern, a set of values, [element], {name: ..., "name!": ... if it is required}; {str: x}
-# has any names.
+# Kubernetes. What a field may be: a type, a pattern, a set of values, [element], {name: ...,
+# "name!": ... if it is required}; {str: x} has any names. Of
+# - kubernetes-sigs/jobset 0336a8fd9fd3 (after v0.10), api/jobset/v1alpha2/jobset_types.go, and what
+#   its jobset_webhook.go validates;
+# - kubernetes-sigs/kueue 013c8f252cf1, apis/kueue/v1beta2/{clusterqueue,localqueue,
+#   resourceflavor}_types.go;
+# - jobs in it, batch/v1: kubernetes-sigs/jobset 01078527ec43,
+#   config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml; pods: core/v1 of Kubernetes 1.31.
 
-NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+NAME = rf"{LABEL}(\.{LABEL})*"
 LABELS = {str: str}
 CONTAINER = {
-    "name!": NAME,
+    "name!": LABEL,
     "image": str,
     "command": [str],
     "resources": {"limits": {str: int}},
-    "volumeMounts": [{"name!": NAME, "mountPath!": str}],
+    "volumeMounts": [{"name!": LABEL, "mountPath!": str}],
 }
 POD = {
     "restartPolicy": {"Never"},  # all that a podFailurePolicy goes with
     "terminationGracePeriodSeconds": int,
     "nodeSelector": LABELS,
     "containers!": [CONTAINER],
-    "volumes": [{"name!": NAME, "emptyDir": {"medium": {"", "Memory"}}}],
+    "volumes": [{"name!": LABEL, "emptyDir": {"medium": {"", "Memory"}}}],
 }
 EXIT_CODES = {"containerName": NAME, "operator!": {"In", "NotIn"}, "values!": [int]}
 ACTIONS = {"FailJob", "Ignore", "Count", "FailIndex"}
@@ -175,16 +183,28 @@ JOB = {
 }
 RULE = {
     "name!": r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?",
-    "action!": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
+    "action!": {
+        *("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"),
+        *("RestartJob", "RestartJobAndIgnoreMaxRestarts"),
+    },
     "onJobFailureReasons": [
-        {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "PodFailurePolicy"}
+        {
+            *("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes"),
+            *("MaxFailedIndexesExceeded", "PodFailurePolicy"),
+        }
     ],
+    "onJobFailureMessagePatterns": [str],
+    "targetReplicatedJobs": [LABEL],
 }
 METADATA = {"name!": NAME, "namespace": NAME, "labels": LABELS, "annotations": LABELS}
 JOBSET = {
-    "replicatedJobs": [{"name!": NAME, "replicas": int, "template!": {"spec": JOB}}],
+    "replicatedJobs": [{"name!": LABEL, "replicas": int, "template!": {"spec": JOB}}],
     "suspend": bool,
-    "failurePolicy": {"maxRestarts": int, "rules": [RULE]},
+    "failurePolicy": {
+        "maxRestarts": int,
+        "restartStrategy": {"Recreate", "BlockingRecreate", "InPlaceRestart"},
+        "rules": [RULE],
+    },
 }
 FLAVOR = {"name!": NAME, "resources!": [{"name!": str, "nominalQuota!": int}]}
 SPECS = {
@@ -220,22 +240,18 @@ def check(value, rule, path):
         assert type(value) is rule, path
 
 
-def checked(text):
-    """The objects of a manifest."""
-    objects = json.loads(text)
-    assert (objects["apiVersion"], objects["kind"]) == ("v1", "List")
-    for item in objects["items"]:
-        assert set(item) == {"apiVersion", "kind", "metadata", "spec"}
-        check(item["metadata"], METADATA, "metadata")
-        check(item["spec"], SPECS[item["apiVersion"], item["kind"]], item["kind"])
-    return objects["items"]
+def checked(item):
+    """An object of a manifest."""
+    assert set(item) == {"apiVersion", "kind", "metadata", "spec"}
+    check(item["metadata"], METADATA, "metadata")
+    check(item["spec"], SPECS[item["apiVersion"], item["kind"]], item["kind"])
+    return item
 
 
-def jobset(accelerator, chips=0, nodes=1, slices=1, queue="", queue_chips=None):
+def jobset(accelerator, chips=0, nodes=1, slices=1, queue=""):
     name = launch.dns_name("gs://b/a")
-    jobs = launch.jobset(name, COMMAND, "image:1", accelerator, chips, nodes, slices, queue)
-    queues = launch.kueue(queue, jobs, queue_chips) if queue_chips else []
-    return checked(launch.manifest([*queues, jobs]))
+    text = launch.jobset(name, COMMAND, "image:1", accelerator, chips, nodes, slices, queue)
+    return checked(json.loads(text))
 
 
 def parts(item):
@@ -246,7 +262,7 @@ def parts(item):
 
 
 def test_gpus_as_a_jobset():
-    (item,) = jobset("nvidia-h100-80gb", chips=8, nodes=4)
+    item = jobset("nvidia-h100-80gb", chips=8, nodes=4)
     metadata, spec, job, pod, container = parts(item)
     assert job["parallelism"] == job["completions"] == 4 and job["completionMode"] == "Indexed"
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
@@ -255,9 +271,9 @@ def test_gpus_as_a_jobset():
     coordinator = f"--coordinator={metadata['name']}-lm-0-0.{metadata['name']}:8476"
     members = [coordinator, "--num_processes=4", "--process_id=$(JOB_COMPLETION_INDEX)"]
     assert container["command"] == [*COMMAND, *members]
-    assert not spec["suspend"] and "labels" not in metadata  # without Kueue nothing would begin it
+    assert "suspend" not in spec and "labels" not in metadata
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1, 2]
-    (alone,) = jobset("nvidia-h100-80gb", chips=8)
+    alone = jobset("nvidia-h100-80gb", chips=8)
     assert parts(alone)[-1]["command"] == COMMAND
 
 
@@ -267,7 +283,7 @@ def test_gpus_as_a_jobset():
 )
 def test_tpus_as_a_jobset(topology, chips, nodes, each):
     """GKE tells them who they are; each slice is a job on a node pool of its own."""
-    (item,) = jobset(f"tpu-v5p-slice:{topology}", chips=chips, slices=2, queue="lm")
+    item = jobset(f"tpu-v5p-slice:{topology}", chips=chips, slices=2, queue="lm")
     metadata, spec, job, pod, container = parts(item)
     assert (job["completions"], container["resources"]["limits"]) == (
         nodes,
@@ -279,19 +295,31 @@ def test_tpus_as_a_jobset(topology, chips, nodes, each):
     }
     assert container["command"] == COMMAND
     assert spec["replicatedJobs"][0]["replicas"] == 2
-    assert spec["suspend"] and metadata["labels"] == {"kueue.x-k8s.io/queue-name": "lm"}
+    # Kueue's webhook suspends it as it is made; a field here would suspend it again when the same
+    # manifest is applied to one that runs.
+    assert metadata["labels"] == {"kueue.x-k8s.io/queue-name": "lm"} and "suspend" not in spec
     exclusive = metadata["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
     assert exclusive == "cloud.google.com/gke-nodepool"
 
 
-def test_a_queue_is_of_what_the_jobset_asks_for():
-    items = jobset("nvidia-h100-80gb", chips=8, queue="lm", queue_chips=64)
-    flavor, queue, local, _ = items
-    assert [item["kind"] for item in items[:3]] == ["ResourceFlavor", "ClusterQueue", "LocalQueue"]
-    (group,) = queue["spec"]["resourceGroups"]
-    assert group["coveredResources"] == ["nvidia.com/gpu"]
-    assert group["flavors"][0]["name"] == flavor["metadata"]["name"]
+def test_the_queue_admits_what_jobsets_ask_for():
+    """experiments/kueue.yaml, which --queue=lm names."""
+    items = [*map(checked, yaml.safe_load_all((ROOT / "experiments/kueue.yaml").read_text()))]
+    kinds = [item["kind"] for item in items]
+    assert kinds == ["ResourceFlavor", "ResourceFlavor", "ClusterQueue", "LocalQueue"]
+    *flavors, queue, local = items
+    labels = {item["metadata"]["name"]: item["spec"]["nodeLabels"] for item in flavors}
     assert local["spec"]["clusterQueue"] == queue["metadata"]["name"]
+    admitted = {}
+    for group in queue["spec"]["resourceGroups"]:
+        (flavor,) = group["flavors"]
+        assert [each["name"] for each in flavor["resources"]] == group["coveredResources"]
+        admitted |= dict.fromkeys(group["coveredResources"], labels.pop(flavor["name"]))
+    assert not labels
+    for asked in (("nvidia-h100-80gb", 8), ("tpu-v5p-slice:2x2x4",)):
+        *_, pod, container = parts(jobset(*asked, queue=local["metadata"]["name"]))
+        (resource,) = container["resources"]["limits"]
+        assert admitted[resource].items() <= pod["nodeSelector"].items()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +338,7 @@ def test_a_jobset_that_cannot_be(flags, said):
 
 
 def test_the_checker_sees_what_is_wrong():
-    (item,) = jobset("nvidia-l4", chips=1)
+    item = jobset("nvidia-l4", chips=1)
     for change in (
         lambda item: item["spec"].update(restarts=3),
         lambda item: item["spec"]["failurePolicy"]["rules"][0].pop("name"),
@@ -320,17 +348,20 @@ def test_the_checker_sees_what_is_wrong():
         wrong = json.loads(json.dumps(item))
         change(wrong)
         with pytest.raises(AssertionError):
-            checked(launch.manifest([wrong]))
+            checked(wrong)
 
 
 # TPU VMs
 
 
 def test_tpu_vms_get_the_code_run_and_are_deleted():
-    made, runs, last = launch.tpu_vm("lm-a", COMMAND, "v5p-32", "us-east5-a", "v2", True)
-    (archive, create), (copy, run) = made, runs
+    script = launch.tpu_vm("lm-a", COMMAND, "v5p-32", "us-east5-a", "v2", True)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    first, archive, create, trap, copy, run = map(shlex.split, script.splitlines())
+    assert first == ["set", "-e"] and (trap[0], trap[-1]) == ("trap", "EXIT")
     assert archive[:2] == ["git", "archive"] and archive[-1] == "HEAD"
     assert archive[3] == f"--output={copy[5]}"
+    last = shlex.split(trap[1])
     for command in (create, copy, run, last):
         assert command[:4] == ["gcloud", "compute", "tpus", "tpu-vm"]
         assert "--zone=us-east5-a" in command

@@ -114,11 +114,13 @@ def slurm(tiny):
             yield folder
         finally:
             subprocess.run(["scancel", "--user=root"])
-            until(lambda: not output("squeue", "--noheader"), 60)
-            for server in reversed(started):
-                server.terminate()
-                server.wait()
-            log.close()
+            try:
+                until(lambda: not output("squeue", "--noheader"), 60)
+            finally:
+                for server in reversed(started):
+                    server.terminate()
+                    server.wait()
+                log.close()
         until(lambda: not left(folder), 30)
     shutil.rmtree(folder)
 

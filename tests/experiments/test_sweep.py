@@ -12,12 +12,14 @@ import textwrap
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 
 from experiments import cli
 from experiments import sweep as sweeper
 from experiments.sweeps import chain, product, scaling, seeds, zipped
 from lm.errors import UserError
+from lm.track.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "--config=configs/demo.py"
@@ -131,9 +133,23 @@ def test_a_dry_run_is_a_table(tmp_path):
     status, out, err = command(*argv, "--dry_run")
     assert (status, err) == (0, "")
     head, *lines = out.splitlines()
-    assert head.split()[:3] == ["run", "d_model", "num_layers"] and len(lines) == 12
+    assert head.split() == ["run", "d_model", "num_layers", "num_heads", "peak_lr", "num_steps"]
+    assert len(lines) == 12 and max(map(len, lines)) < 100
     assert len({line.split()[0] for line in lines}) == 12
     assert not (tmp_path / "a").exists()
+    queue = ["--backend=slurm", "--parallel=3", "--chips=1"]
+    status, out_of_slurm, err = command(*argv, *queue, "--dry_run")
+    assert (status, err) == (0, "") and out_of_slurm.startswith(out)
+    assert "#SBATCH --array=0-11%3" in out_of_slurm
+    tasks = [line for line in out_of_slurm.splitlines() if line.startswith("# /")]
+    assert len(tasks) == 12 and all(
+        line.split()[0] in task for line, task in zip(lines, tasks, strict=True)
+    )
+    where = ["--accelerator=nvidia-l4", "--chips=1", "--image=i", "--workdir=gs://b/a", "--dry_run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeper, "as_path", lambda path, *key: Path(tmp_path, "a"))
+        status, of_gke, err = command(*argv[:2], "--backend=gke", *where)
+    assert (status, err) == (0, "") and of_gke.count('"kind": "JobSet"') == 12
     # A name follows from what a run changes, whatever the order and the other runs.
     assert command(*argv, "--dry_run")[1] == out
     more = command(*argv, "--dry_run", "--config.data.path=b")[1]
@@ -214,6 +230,8 @@ for step in range(9, int(steps), 10):
         file.write(json.dumps({"step": step, "eval/loss": loss}) + "\\n")
 if peak_lr == 7:
     sys.exit(1)
+if peak_lr == 5:
+    (workdir / "metrics.jsonl").write_text("{\\n{}\\n")
 done = workdir / "checkpoints" / str(int(steps)) / "manifest.json"
 done.parent.mkdir(parents=True)
 done.write_text("{}")
@@ -225,7 +243,7 @@ def stand_in(monkeypatch):
     """stand_in(seconds): runs last 10 times that; gives the workdirs as they are started."""
 
     def stand_in(seconds):
-        def processes(self, runs, parallel):
+        def processes(self, runs):
             for run in runs:
                 workdir, optim = run.workdir, run.config.optim
                 order.append(workdir)
@@ -249,8 +267,78 @@ def test_what_failed_is_tried_again(stand_in, file, tmp_path):
         assert status == 1 and "1 runs failed, and the same command tries them again: p" in err
         assert len(order) == count
     assert [path.name.split(",")[0] for path in order] == [
-        *("peak_lr=0.1", "peak_lr=7.0", "peak_lr=0.2", "peak_lr=7.0")
+        *("peak_lr=0.1", "peak_lr=7", "peak_lr=0.2", "peak_lr=7")
     ]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "config.json"])
+def test_a_run_with_a_damaged_file_has_failed_and_the_others_go_on(name, stand_in, file, tmp_path):
+    stand_in(0)
+    lrs = [{"optim.peak_lr": lr, "train.num_steps": 100} for lr in (0.1, 5.0, 0.2)]
+    folder = tmp_path / "runs"
+    argv = [file(of(*lrs)), DEMO, f"--workdir={folder}"]
+    if name != "metrics.jsonl":  # the stand-in damages that one itself
+        lrs[1]["optim.peak_lr"] = 0.3
+        argv[0] = file(of(*lrs))
+        shown = command(*argv, "--dry_run")[1].splitlines()
+        (damaged,) = (line.split()[0] for line in shown if "0.3" in line)
+        (folder / damaged).mkdir(parents=True)
+        (folder / damaged / name).write_text("{")
+    status, out, err = command(*argv)
+    assert status == 1 and re.fullmatch(r"error: 1 runs failed, [^\n]+\n", err)
+    (told,) = (line for line in out.splitlines() if ": failed, " in line)
+    assert name in told
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    found = {row["changes"]["optim.peak_lr"]: row for row in rows}
+    assert [row["status"] for row in found.values()] == ["done", "failed", "done"]
+    assert found[0.1]["eval_loss"] == pytest.approx(0.09**2 + 1 / 100)
+    status, out, _ = command("--list", f"--workdir={folder}")
+    assert status == 0 and out.count("done") == 2 and out.count("failed") == 1
+
+
+REAL = """
+METRIC, TRIALS = "eval/loss", 3
+def search(trial):
+    lr = trial.suggest_float("lr", 1e-9, 1.0, log=True)
+    # The last learns nothing, and has steps that only pruning ends.
+    return {
+        "optim.peak_lr": max(lr, 1e-3) if trial.number < 2 else 1e-9,
+        "train.num_steps": 24 if trial.number < 2 else 1_000_000,
+    }
+"""
+
+
+def test_a_search_trains_and_prunes(tiny, tmp_path, file):
+    """Real runs, by processes: what is known of them is optuna's own journal and their logs."""
+    folder, left = tmp_path / "runs", ("optim.peak_lr", "train.num_steps", "optim.decay_steps")
+    keys = {**dict.fromkeys(left), "checkpoint.every_steps": 24}
+    environment = {**os.environ, "LM_CACHE": str(tiny.cache), "XLA_FLAGS": ""}
+
+    def search():
+        argv = [sys.executable, "-m", "experiments.sweep", *tiny.arguments(folder, keys)]
+        ended = subprocess.run(
+            [*argv, file(REAL)], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+        return ended.stdout
+
+    search()
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["done", "done", "pruned"]
+    assert [row["steps"] for row in rows[:2]] == [24, 24] and 8 <= rows[2]["steps"] < 1_000_000
+    logged = [read_metrics(Path(row["workdir"]) / "metrics.jsonl") for row in rows]
+    losses = [[row["eval/loss"] for row in each if "eval/loss" in row] for each in logged]
+    assert [row["eval_loss"] for row in rows] == [each[-1] for each in losses]
+    storages = optuna.storages
+    journal = storages.journal.JournalFileBackend(str(folder / "optuna.journal"))
+    study = optuna.load_study(study_name="sweep", storage=storages.JournalStorage(journal))
+    states = optuna.trial.TrialState
+    assert [x.state for x in study.trials] == [states.COMPLETE, states.COMPLETE, states.PRUNED]
+    assert study.best_value == min(losses[0][-1], losses[1][-1])
+    # It was pruned where it was behind the second, whom halving compares it with.
+    step, value = max(study.trials[2].intermediate_values.items())
+    assert value == losses[2][(step + 1) // 8 - 1] > losses[1][min((step + 1) // 8, 3) - 1]
+    assert "3 trials, 3 of them ended" in search()
 
 
 SEARCH = """

@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from experiments.inspect import readable_bytes
+from experiments.cli import readable_bytes
 from lm.mesh import make_mesh
 from lm.nn.transformer import Transformer
 from lm.plan.sharding import draw, placements, text
