@@ -156,7 +156,7 @@ def test_a_job_of_two_tasks_resumes_to_the_bit(slurm, tiny, tmp_path, exact):
         out = launch("launch", workdir, tiny, keys, "--processes=2")
         job = out.split()[2].rstrip(";")
         if workdir == requeued:
-            until(lambda: steps(requeued) >= 20, 120)
+            until(lambda: steps(requeued) >= 20, 300)
             subprocess.run(["scontrol", "requeue", job], check=True)
             begin(job)
         until(lambda: not output("squeue", "--noheader"), 240)
@@ -178,7 +178,7 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again(slurm, tiny, tmp_path
     until(lambda: restarts(job) == 1, 300)
     begin(job, "TimeLimit=10")  # else it may come to its end again before it has compiled
     (saved,) = (tmp_path / "a" / "checkpoints").iterdir()
-    until(lambda: steps(tmp_path / "a") > int(saved.name), 120)
+    until(lambda: steps(tmp_path / "a") > int(saved.name), 300)
     subprocess.run(["scancel", job], check=True)
     until(lambda: not output("squeue", "--noheader"), 60)
 
