@@ -13,6 +13,7 @@ What else `plain` takes is given only where the model needs it; without it that 
 """
 
 import dataclasses
+import functools
 import inspect
 import math
 
@@ -146,18 +147,8 @@ QUERIES = 128  # of a chunk
 
 
 @backend("chunked")
-def chunked(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    visible,
-    *,
-    scale,
-    keep_BNTS=None,
-    cap=None,
-    sinks_N=None,
-    bias_BNTS=None,
-):
+@functools.wraps(plain, ["__module__"])  # for its signature
+def chunked(q_BTNH, k_BSKH, v_BSKH, visible, *, keep_BNTS=None, bias_BNTS=None, **others):
     """`plain` for a chunk of queries at a time, computed again in the backward pass: O(S) memory
     (arXiv:2112.05682, section 3).
     """
@@ -182,11 +173,9 @@ def chunked(
             k_BSKH.astype(q_BTNH.dtype),
             v_BSKH.astype(q_BTNH.dtype),
             dataclasses.replace(visible, **seen),
-            scale=scale,
             keep_BNTS=None if x["keep"] is None else x["keep"][:, :, None],
-            cap=cap,
-            sinks_N=sinks_N,
             bias_BNTS=None if x["bias"] is None else x["bias"][:, :, None],
+            **others,
         )[:, 0]
 
     return jax.lax.map(jax.checkpoint(of_query), per_query, batch_size=QUERIES).swapaxes(0, 1)
