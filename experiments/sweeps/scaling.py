@@ -14,18 +14,18 @@ from experiments.sweeps import product, zipped
 def sweep():
     sizes = zipped(
         {
-            "model.d_model": [16, 32, 48, 64],
+            "model.d_model": [16, 32, 64, 96],
             "model.num_layers": [1, 2, 3, 4],
-            "model.num_heads": [1, 2, 3, 4],
-            "optim.peak_lr": [1e-2, 8e-3, 6e-3, 4e-3],
+            "model.num_heads": [1, 2, 4, 6],
+            "optim.peak_lr": [1e-2, 8e-3, 5e-3, 3e-3],
         }
     )
     common = {
-        "data.batch_size": [8],
-        "data.sequence_length": [64],
+        "data.batch_size": [16],
+        "data.sequence_length": [128],
         "data.validation_fraction": [0.003],
         "metrics.every_steps": [20],
         "evaluate.every_steps": [10_000],  # after the last step
         "checkpoint.every_steps": [200],
     }
-    return product(sizes, {"train.num_steps": [200, 400, 800]}, common)
+    return product(sizes, {"train.num_steps": [250, 700, 2000]}, common)

@@ -51,12 +51,15 @@ def server():
         yield url
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 @contextlib.contextmanager
 def serving(*command):
     """The URL of a server, a process of its own, with a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, *command, f"--port={port}"],
         stdout=subprocess.DEVNULL,
@@ -124,6 +127,30 @@ def test_a_run_in_a_bucket_that_is_killed_is_the_run_on_a_disk(run, finished, ex
         ours, theirs = (arrays(path, step) for path in (run, finished))
         assert {*ours} == {*theirs}
         assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_two_processes_share_a_bucket_and_one_goes_on(bucket, tiny, finished):
+    workdir, port = bucket / "of-two", free_port()
+    keys = {"train.num_steps": 16, "optim.decay_steps": 24, "cluster.timeout_seconds": 60}
+    found = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    both = [tiny.start(workdir, keys, 4, [*found, f"--process_id={n}"]) for n in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    keys = {"train.num_steps": 24, "optim.decay_steps": 24}
+    process = tiny.start(workdir, keys)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"resumed from {workdir}/checkpoints/16" in out, err
+    ours, theirs = (
+        {row["step"]: row for row in read_metrics(path / "metrics.jsonl")}
+        for path in (workdir, finished)
+    )
+    assert ours.keys() == theirs.keys() == {*range(24)}
+    for step in range(24):
+        assert ours[step]["data/fingerprint"] == theirs[step]["data/fingerprint"]
+        np.testing.assert_allclose(ours[step]["train/loss"], theirs[step]["train/loss"], rtol=1e-5)
+    starts = json.loads((workdir / "environment.json").read_text())
+    assert [start["processes"] for start in starts] == [2, 1]
 
 
 def arrays(workdir, step):
