@@ -323,8 +323,14 @@ def _one_line(error):
 
 
 SPACE = "free some space or quota there, or give a path on another disk"
-REMEDIES = {errno.ENOSPC: SPACE, errno.EDQUOT: SPACE, errno.EISDIR: "give a file"}
-REMEDIES |= {errno.EMFILE: "raise the limit with `ulimit -n`"}
+REMEDIES = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EEXIST: "give another path, or move what is there",
+    errno.EISDIR: "give a file",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+    errno.ENOTDIR: "a file stands where the path needs a folder; give another path",
+}
 OTHERWISE = "check the path, its owner and mode, or give another"
 
 

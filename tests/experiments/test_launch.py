@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line_and_status_2(argv, said, monkeypatch, tmp_path):
 def test_a_package_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     status, _, err = command("launch", "--backend=slurm", DEMO, "--workdir=a", "--dry_run")
-    assert status == 2 and "needs the package submitit, the extra 'launch'" in err
+    assert status == 2 and "needs submitit: pip install -e '.[launch]'" in err
 
 
 @pytest.mark.parametrize(

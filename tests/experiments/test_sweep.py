@@ -122,7 +122,7 @@ def test_flags_that_are_wrong(file, tmp_path, monkeypatch):
         assert status == 2 and said in err
     monkeypatch.setitem(sys.modules, "optuna", None)
     status, _, err = command(workdir, DEMO, "--sweep=experiments/sweeps/search.py")
-    assert status == 2 and "needs the package optuna, the extra 'sweep'" in err
+    assert status == 2 and "needs optuna: pip install -e '.[sweep]'" in err
     monkeypatch.setenv("PATH", str(tmp_path))
     status, _, err = command(workdir, file(of(LR)), DEMO, "--backend=slurm")
     assert status == 2 and "needs sbatch" in err
