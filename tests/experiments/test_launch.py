@@ -164,6 +164,7 @@ def test_two_processes_of_which_one_is_killed(tiny, finished, tmp_path, exact):
     metrics = workdir / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 9):
         time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     _, err = process.communicate()
