@@ -44,8 +44,12 @@ def scaling(argv):
     from lm.analysis.frontier import draw_frontier
 
     last, curves = read(arguments, laws)
-    last = last.without_highest(arguments.drop_highest_loss)
-    laws.check_identified(last)
+    try:
+        last = last.without_highest(arguments.drop_highest_loss)
+        laws.check_identified(last)
+    except UserError as error:
+        source = arguments.csv or arguments.curves or ", ".join(arguments.runs)
+        raise UserError(f"{source}: {error}") from error
     p, value = laws.fit(laws.chinchilla_law, last)
     told = "loss does not fall with both params and tokens in these rows, so that there is no law; "
     require(laws.is_law(p), told + "look for wrong rows, or add runs of other sizes.")
@@ -55,7 +59,8 @@ def scaling(argv):
     for number in arguments.approach:
         why = missing.get(number)
         require(not why, f"--approach={number} is not possible: {why}")
-    intervals = laws.bootstrap(last, p, arguments.bootstrap, arguments.seed, arguments.flops)
+    how = arguments.bootstrap, arguments.seed, arguments.flops, shown
+    intervals = laws.bootstrap(last, p, *how)
     report = {
         "rows": len(last),
         **law,
@@ -84,9 +89,12 @@ def check(arguments):
         most = 1 if name in ("mfu", "goodput") else sys.float_info.max
         allowed = "more than 0" + (" and at most 1" if most == 1 else "")
         require(value is None or 0 < value <= most, f"--{name}={value} must be {allowed}.")
+    told = f"--pue={arguments.pue} must be 1 or more: the building's energy over the chips'."
+    require(arguments.pue >= 1, told)
     energy = [arguments.chip, arguments.mfu, arguments.watts]
+    given = any(energy) or arguments.pue != 1 or arguments.goodput != 1
     told = "what a budget costs in energy needs all of --chip, --mfu and --watts."
-    require(None not in energy or not any(energy), told)
+    require(None not in energy or not given, told)
     told = "--chip needs --flops=C, the budget to spend on it."
     require(not any(energy) or arguments.flops, told)
     if arguments.chip:
@@ -95,6 +103,14 @@ def check(arguments):
     folder = Path(arguments.picture).absolute().parent
     told = f"--picture={arguments.picture}: there is no folder {folder}; make it."
     require(folder.is_dir(), told)
+
+
+def shown(resamplings):
+    """The same, with a bar on stderr where that is a terminal."""
+    from rich import console, progress
+
+    where = {"console": console.Console(stderr=True), "disable": not sys.stderr.isatty()}
+    return progress.track(resamplings, "resamplings", transient=True, **where)
 
 
 def read(arguments, laws):

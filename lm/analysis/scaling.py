@@ -171,7 +171,8 @@ def fit(law, runs, starts=None, best=20):
 def check_identified(runs, law=chinchilla_law):
     """Raise UserError unless the rows can tell the law's parameters apart."""
     count, needed = len(STARTS[law]), 2 * len(STARTS[law])
-    told = f"{len(runs)} rows are too few to identify the {count} parameters of the law; give "
+    told = "1 row is" if len(runs) == 1 else f"{len(runs)} rows are"
+    told += f" too few to identify the {count} parameters of the law; give "
     require(len(runs) >= needed, f"{told}{needed} or more.")
     n, d = np.log(runs.params), np.log(runs.tokens)
     for name, x in (("params", n), ("tokens", d)):
@@ -218,13 +219,13 @@ def optimum(law, flops):
     return {"params": params, "tokens": tokens, "loss": loss}
 
 
-def bootstrap(runs, p, count, seed=0, flops=()):
+def bootstrap(runs, p, count, seed=0, flops=(), shown=iter):
     """{name: [2.5 %, 97.5 %]} of what `chinchilla` reports, over `count` resamplings of the rows,
     each fitted from the fit of all rows, but for those whose fit is no law; and at each of flops
-    the optimum's, as "params at 1e+21".
+    the optimum's, as "params at 1e+21". shown: goes through what it is given, and shows how far.
     """
     rng, found = np.random.default_rng(seed), []
-    for _ in range(count):
+    for _ in shown(range(count)):
         sample = runs[rng.integers(0, len(runs), len(runs))]
         fitted = fit(chinchilla_law, sample, [p])
         if not is_law(fitted[0]):

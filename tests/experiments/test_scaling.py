@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -59,6 +60,16 @@ def test_text_says_the_same(losses, tmp_path, capsys):
     assert "no approach 1: it needs losses during the runs" in out
 
 
+def test_a_terminal_shows_how_far_the_resamplings_are(losses, tmp_path, capsys, monkeypatch):
+    flags = f"--csv={losses}", f"--picture={tmp_path / 'law.png'}", "--bootstrap=10"
+    scaling([*flags])
+    assert "resamplings" not in capsys.readouterr().err
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda file: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    scaling([*flags])
+    assert "resamplings" in capsys.readouterr().err
+
+
 def logged(folder, width, tokens):
     """A run's folder, as far as it is read."""
     keys = tiny()
@@ -113,13 +124,17 @@ def test_bad_input_is_told_in_a_line(losses, tmp_path):
     rising = "".join(f"{n},{d},{2 + (float(n) * float(d)) ** 0.1},x\n" for n, d, *_ in rising)
     rising = "params,tokens,loss,note\n" + rising
     refused("loss does not fall with both params and tokens", of_wrong, content=rising)
-    refused("4 rows are too few", of_wrong, content="\n".join(text.splitlines()[:5]))
+    refused(r"wrong.csv: 4 rows are too few", of_wrong, content="\n".join(text.splitlines()[:5]))
+    refused("wrong.csv: 1 row is too few", of_wrong, content="\n".join(text.splitlines()[:2]))
     refused("give --csv=FILE or --curves=FILE, or else --runs=FOLDER")
     refused("has no column run", f"--curves={losses}")
     refused("--approach=1 is not possible: it needs losses during the runs", csv, "--approach=1")
     refused("--approach=4 is not known", csv, "--approach=4")
     refused("drop_highest_loss=30 is not possible", csv, "--drop_highest_loss=30")
     refused("needs all of --chip, --mfu and --watts", csv, "--flops=1e20", "--chip=h100")
+    for alone in ("--mfu=0.4", "--watts=700", "--pue=1.1", "--goodput=0.9"):
+        refused("needs all of --chip, --mfu and --watts", csv, "--flops=1e20", alone)
+    refused("--pue=0.5 must be 1 or more", csv, "--pue=0.5")
     refused("--mfu=1.4 must be more than 0 and at most 1", csv, "--mfu=1.4")
     refused("no chip 'h1000' is known. Did you mean 'h100'", csv, "--flops=1e20", "--chip=h1000",
             "--mfu=0.4", "--watts=700")  # fmt: skip
