@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from lm.config import flatten
 from lm.errors import RunError, UserError, did_you_mean, require
-from lm.paths import as_path, explain
+from lm.paths import as_path, explain, is_url
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -225,7 +225,8 @@ def _blame(error, file):
         lines, text = [error.lineno], error.msg
     else:
         text = _one_line(error)
-    return f"line {lines[-1]}: {type(error).__name__}: {text}" if lines else text
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"line {lines[-1]}: {kind}{text}" if lines else text
 
 
 def describe(config):
@@ -268,16 +269,32 @@ def readable_bytes(size):
 
 
 def find_runs(paths):
-    """The runs in folders, of which each is a run's or one whose sub-folders are."""
+    """The runs in folders, of which each is a run's or has them two folders deep, as one of sweeps
+    has. What is in a run's folder is no run.
+    """
+
+    def below(folder, deep):
+        if (folder / "config.json").is_file():
+            return [folder]
+        inside = sorted(folder.iterdir()) if deep and folder.is_dir() else []
+        return [run for path in inside for run in below(path, deep - 1)]
+
     found = []
     for path in paths:
         folder = as_path(path, "--runs")
         require(folder.is_dir(), f"--runs={path} is no folder; give a run's workdir.")
-        inside = [x for x in (folder, *sorted(folder.iterdir())) if (x / "config.json").is_file()]
+        inside = below(folder, 2)
         told = f"--runs={path} holds no run, nor do the folders in it: a run has a config.json"
         require(inside, f"{told}; give a run's workdir, or a folder of runs.")
         found += inside
     return list(dict.fromkeys(found))
+
+
+def require_folder_of(flag, path):
+    """Refuse a file where there is no folder for it; a bucket has none."""
+    folder = Path(path).expanduser().absolute().parent
+    told = f"{flag}={path}: there is no folder {folder}; make it."
+    require(is_url(path) or folder.is_dir(), told)
 
 
 def main(command):

@@ -2,7 +2,7 @@
 
     python -m experiments.report --runs=runs/a --runs=runs/b [--out=report.html] [--samples=2]
 
-A folder whose sub-folders are runs, as a sweep's, stands for all of them. The page needs no network
+A folder stands for all runs in it, and in the folders in it, as sweeps. The page needs no network
 and no script. Samples are those of a run's samples.jsonl, which `generate --json` can write, and
 with --samples=N so many from its newest checkpoint.
 """
@@ -27,6 +27,7 @@ def report(argv):
     arguments = flags.parse(argv)
     number, prompt = arguments.samples, arguments.prompt
     require(number >= 0, f"--samples={number} must be 0 or more.")
+    cli.require_folder_of("--out", arguments.out)
     folders = cli.find_runs(arguments.runs)
     names = [folder.name for folder in folders]
     names = names if len({*names}) == len(names) else map(str, folders)

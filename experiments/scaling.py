@@ -10,7 +10,6 @@ and from --curves or --runs the lowest of all curves. The picture shows them all
 
 import json
 import sys
-from pathlib import Path
 
 from experiments import cli
 from lm.errors import UserError, require, require_path
@@ -100,9 +99,7 @@ def check(arguments):
     if arguments.chip:
         chip(arguments.chip)
     require_path("--picture", arguments.picture)
-    folder = Path(arguments.picture).absolute().parent
-    told = f"--picture={arguments.picture}: there is no folder {folder}; make it."
-    require(folder.is_dir(), told)
+    cli.require_folder_of("--picture", arguments.picture)
 
 
 def shown(resamplings):

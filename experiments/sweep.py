@@ -27,7 +27,7 @@ from lm.analysis.report import read_run
 from lm.cluster import launch as cluster
 from lm.cluster.processes import RESTART
 from lm.cluster.signals import interruptions
-from lm.config import Config, resolve
+from lm.config import Config, flatten, resolve
 from lm.errors import RunError, UserError, optional, require, require_in
 from lm.paths import alone, as_path, is_url, write
 from lm.track.environment import commit
@@ -45,7 +45,7 @@ POLL = 0.5  # seconds
 QUEUES = ("slurm", "gke")  # where runs wait for their turn, and go on without this process
 RESULTS = {"train_loss": "train/loss", "eval_loss": "eval/loss"}  # in metrics.jsonl
 RESULTS |= {"energy_joules": "energy/joules", "cost": "cost"}  # where they are known
-LISTED = ("run", "status", "seed", "steps", "seconds", "train_loss", "eval_loss")
+LISTED = ("run", "status", "steps", "seconds", "train_loss", "eval_loss")
 
 
 def sweep(argv):
@@ -54,7 +54,8 @@ def sweep(argv):
     if arguments.list:
         rows = list(read_ledger(folder).values())
         require(rows, f"there is no sweep in {folder}; give the --workdir of one.")
-        short = [{key: row[key] for key in LISTED} | row["changes"] for row in rows]
+        short = [{x: row[x] for x in LISTED} | {"train.seed": row["seed"]} for row in rows]
+        short = [row | known["changes"] for row, known in zip(short, rows, strict=True)]
         return print(json.dumps(rows, indent=2) if arguments.json else table(short))
     for flag, value in (("config=FILE:PRESET", arguments.config), ("sweep=FILE", arguments.sweep)):
         require(value, f"--{flag} is missing; only --list goes without.")
@@ -140,7 +141,8 @@ class Sweep:
     def planned(self, names):
         """What a dry run shows. Raises UserError for a run that cannot be, or is there twice."""
         file, seen, runs = self.arguments.sweep, {}, []
-        require(names["runs"], f"--sweep={file}: sweep() gives no run.")
+        told = f"--sweep={file}: sweep() gives no run; let it return a dict of keys for each, as"
+        require(names["runs"], f"{told} seeds(2) does, or [{{}}] for the preset alone.")
         for number, changes in enumerate(names["runs"]):
             run = plan(self.arguments, f"run {number} of {file}", changes)
             content = json.dumps(dataclasses.asdict(run.config), sort_keys=True)
@@ -268,12 +270,13 @@ class Sweep:
         Of damaged files nothing is told, and the run has failed.
         """
         known, row = read_run(run.workdir, run.name), self.row(run)
+        given = flatten(self.arguments.config.to_dict())
         self.ledger[run.name] = {
             "run": run.name,
             "status": "failed" if known.damaged and status != "started" else status,
             "workdir": str(run.workdir),
             "config": self.arguments.spec,
-            "changes": {**self.arguments.keys, **run.changes},
+            "changes": {**{key: given[key] for key in self.arguments.keys}, **run.changes},
             "code": known.starts[-1].get("code") if known.starts else commit(cli.ROOT),
             "data_key": known.config.get("data_key"),
             "seed": run.config.train.seed,

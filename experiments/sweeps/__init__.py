@@ -19,6 +19,7 @@ def product(*parts):
 
 def zipped(part):
     """The first value of each key together, then the second, ..."""
+    _check(part)
     lengths = {len(values) for values in part.values()}
     require(len(lengths) == 1, f"zipped() takes lists of one length, not {sorted(lengths)}.")
     return [dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True)]
@@ -37,8 +38,15 @@ def seeds(count, runs=({},)):
 def _runs(part):
     if not isinstance(part, dict):
         return list(part)
+    _check(part)
     rows = itertools.product(*part.values())
     return [dict(zip(part, row, strict=True)) for row in rows]
+
+
+def _check(part):
+    for key, values in part.items():
+        told = f"{key}: {values!r} is no list of values; write [{values!r}]."
+        require(hasattr(values, "__iter__") and not isinstance(values, str), told)
 
 
 def _merged(runs):

@@ -28,7 +28,7 @@ LOOK |= {"axes.grid": True, "grid.color": "0.86", "grid.linewidth": 0.6}
 LOOK |= {"axes.spines.top": False, "axes.spines.right": False}
 NOT_RECORDED = "not recorded"
 POINTS = 300  # of a curve
-LOSSES = {"eval/loss": "validation loss", "train/loss": "training loss"}
+LOSSES = {"eval/loss": "validation loss", "train/loss": "smoothed training loss"}
 CURVES = {
     "train/loss": "training loss, smoothed (nats per token)",
     "eval/loss": "validation loss (nats per token)",

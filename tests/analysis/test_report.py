@@ -119,7 +119,9 @@ def test_the_numbers_are_those_of_the_log(tmp_path):
     ]
     for run, row in zip(runs, shown.table("validation loss").values(), strict=True):
         assert float(row["validation loss"]) == pytest.approx(run.rows[-1]["eval/loss"], 1e-4)
-        assert float(row["training loss"]) == pytest.approx(run.rows[-1]["train/loss"], 0.05)
+        assert float(row["smoothed training loss"]) == pytest.approx(
+            run.rows[-1]["train/loss"], 0.05
+        )
         bits = run.rows[-1]["eval/bits_per_byte"]
         assert float(row["bits per byte"]) == pytest.approx(bits, 1e-4)
         assert (row["steps"], row["tokens"]) == ("40 of 40", f"{40 * 4 * 16:,}")
@@ -171,10 +173,10 @@ def test_what_was_not_finite_unfinished_or_never_logged_is_said(tmp_path):
     runs = [write_run(tmp_path / "diverged", diverged), write_run(tmp_path / "empty")]
     shown = Page(page(runs))
     table = shown.table("validation loss")
-    assert table["diverged"]["training loss"] == "not finite"
+    assert table["diverged"]["smoothed training loss"] == "not finite"
     assert table["diverged"]["validation loss"] == "not finite"
     assert table["diverged"]["steps"] == "21 of 40"
-    assert table["empty"]["training loss"] == table["empty"]["goodput"] == "not measured"
+    assert table["empty"]["smoothed training loss"] == table["empty"]["goodput"] == "not measured"
     assert (
         "metrics.jsonl: there is no" in shown.text and "there is no environment.json" in shown.text
     )
@@ -185,7 +187,7 @@ def test_what_was_not_finite_unfinished_or_never_logged_is_said(tmp_path):
 def test_one_without_evaluation_has_all_compared_by_the_training_loss(tmp_path):
     runs = [write_run(tmp_path / "a", rows(**{"eval/loss": 1.0}), optim_peak_lr=1)]
     runs.append(write_run(tmp_path / "b", rows(last=1.0), optim_peak_lr=2))
-    assert "Final training loss" in Page(page(runs)).headings
+    assert "Final smoothed training loss" in Page(page(runs)).headings
 
 
 def test_a_torn_last_line_is_left_and_a_damaged_one_is_said(tmp_path):
@@ -293,7 +295,7 @@ def test_keys_that_change_together_share_a_picture(tmp_path):
         for name, loss, rate, width in (("a", 1.0, 1, 8), ("b", 2.0, 2, 16), ("c", 3.0, 2, 16))
     ]
     text = Page(page(runs)).text
-    assert "training loss over model.d_model, optim.peak_lr" in text
+    assert "smoothed training loss over model.d_model, optim.peak_lr" in text
     assert "hollow" not in text
     runs[0].config["train.num_steps"] = 80
     assert "hollow" in Page(page(runs)).text

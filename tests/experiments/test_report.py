@@ -42,6 +42,13 @@ def test_a_run_and_a_folder_of_runs_are_named_once(sweep):
     assert find_runs(paths) == [sweep / "a", sweep / "b"]
 
 
+def test_a_folder_of_runs_and_sweeps_is_all_their_runs(sweep):
+    shutil.copytree(sweep / "a", sweep / "scaling" / "c")
+    (sweep / "scaling" / "ledger.jsonl").write_text("")
+    shutil.copy(sweep / "a" / "config.json", sweep / "a" / "checkpoints")  # a run has no runs
+    assert find_runs([sweep]) == [sweep / "a", sweep / "b", sweep / "scaling" / "c"]
+
+
 def test_equal_names_are_told_apart(sweep, tmp_path):
     shutil.copytree(sweep / "a", tmp_path / "other" / "a")
     out = tmp_path / "page.html"
@@ -55,6 +62,7 @@ def test_equal_names_are_told_apart(sweep, tmp_path):
         ([], "--runs=FOLDER is missing"),
         (["--runs={}/none"], "none is no folder; give a run's workdir"),
         (["--runs={}"], "holds no run, nor do the folders in it"),
+        (["--runs={}", "--out=/nope/r.html"], "--out=/nope/r.html: there is no folder /nope;"),
         (["--runs={}", "--samples=-1"], "--samples=-1 must be 0 or more"),
         (["--runs={}", "--sample=1"], "Did you mean --samples\\?"),
     ],

@@ -86,7 +86,15 @@ WRONG = [
     (of({"optim.peak_lr": 1}, {"optim.peak_lr": 1.0}), "is run 0 again"),
     (of(3), "is 3, and not a dict"),
     (of({"train.seed": 1}), "sets train.seed, which is given as a flag too"),
-    (of(), "gives no run"),
+    (of(), "gives no run; let it return"),
+    (
+        "from experiments.sweeps import *\ndef sweep():\n    return product({'a.b': 'cosine'})\n",
+        r"line 3: a.b: 'cosine' is no list of values; write \['cosine'\]",
+    ),
+    (
+        "from experiments.sweeps import *\ndef sweep():\n    return zipped({'a.b': 0.1})\n",
+        r"line 3: a.b: 0.1 is no list of values; write \[0.1\]",
+    ),
     ("x = 1\n", r"neither sweep\(\) nor search\(trial\)"),
     ("def sweep():\n    return y\n", "line 2: NameError"),
     ("def sweep(:\n", "line 1: SyntaxError"),
@@ -262,6 +270,7 @@ def test_what_failed_is_tried_again(stand_in, file, tmp_path):
     order = stand_in(0)
     lrs = [{"optim.peak_lr": lr, "train.num_steps": 100} for lr in (0.1, 7.0, 0.2)]
     argv = [file(of(*lrs)), DEMO, f"--workdir={tmp_path / 'runs'}", "--parallel=2"]
+    argv.append("--config.data.batch_size=32")
     for count in (3, 4):
         status, _, err = command(*argv)
         assert status == 1 and "1 runs failed, and the same command tries them again: p" in err
@@ -269,6 +278,19 @@ def test_what_failed_is_tried_again(stand_in, file, tmp_path):
     assert [path.name.split(",")[0] for path in order] == [
         *("peak_lr=0.1", "peak_lr=7", "peak_lr=0.2", "peak_lr=7")
     ]
+    lines = (tmp_path / "runs" / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["changes"] for line in lines] == [
+        {"data.batch_size": 32, **changes} for changes in lrs
+    ]
+
+
+def test_a_list_has_the_seed_once(stand_in, file, tmp_path):
+    stand_in(0)
+    seeded = [{"train.seed": seed, "train.num_steps": 100} for seed in (4, 5)]
+    command(file(of(*seeded)), DEMO, f"--workdir={tmp_path}")
+    head, *lines = command("--list", f"--workdir={tmp_path}")[1].splitlines()
+    assert head.split().count("seed") == 1
+    assert [line.split()[head.split().index("seed")] for line in lines] == ["4", "5"]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "config.json"])
