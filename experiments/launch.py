@@ -23,6 +23,13 @@ from lm.errors import require, require_in
 from lm.paths import as_path, is_url
 
 NEEDED = {"gke": ("accelerator", "image"), "tpu-vm": ("accelerator", "zone")}
+# Flags that not all backends have.
+TAKEN = {
+    "local": ("processes",),
+    "slurm": ("processes", "nodes", "chips", "slurm"),
+    "gke": ("nodes", "chips", "accelerator", "slices", "image", "queue"),
+    "tpu-vm": ("accelerator", "zone", "runtime", "spot"),
+}
 MEMBERS = ("coordinator", "num_processes", "process_id")
 
 
@@ -45,7 +52,7 @@ def add_flags(parser):
     add("--image", metavar="IMAGE", help="the container that the Dockerfile makes (gke)")
     add("--queue", default="", metavar="NAME", help="Kueue's local queue (gke)")
     add("--zone", metavar="ZONE", help="where TPU VMs are (tpu-vm)")
-    add("--runtime", default="v2-alpha-tpuv5", metavar="NAME", help="their software (tpu-vm)")
+    add("--runtime", metavar="NAME", help="their software, or else that of the kind (tpu-vm)")
     add("--spot", action="store_true", help="such as may be taken away (tpu-vm)")
     add("--dry_run", action="store_true", help="print what would be submitted")
 
@@ -66,8 +73,12 @@ def check(arguments):
     for name, least in (("processes", 1), ("nodes", 1), ("slices", 1), ("chips", 0)):
         value = getattr(arguments, name)
         require(value >= least, f"--{name}={value} must be {least} or more.")
-    told = "--backend=local is this one machine; start it on each with --coordinator, or see slurm."
-    require(backend != "local" or arguments.nodes == 1, told)
+    for name in {name for names in TAKEN.values() for name in names}.difference(TAKEN[backend]):
+        told = f"--backend={backend} takes no --{name}, which is for"
+        takers = " and ".join(other for other, names in TAKEN.items() if name in names)
+        value = getattr(arguments, name)
+        is_given = value is True or value not in (None, "", 0, 1, [])
+        require(not is_given, f"{told} {takers}; leave it out.")
     needed = NEEDED.get(backend, ())
     missing = [f"--{name}=..." for name in needed if not getattr(arguments, name)]
     require(not missing, f"--backend={backend} needs {' and '.join(missing)}.")
@@ -142,7 +153,7 @@ def gke(arguments, workdir, command):
 def tpu_vm(arguments, workdir, command):
     command, name = [*cluster.LOCAL, *command], cluster.dns_name(workdir)
     where = arguments.accelerator, arguments.zone, arguments.runtime, arguments.spot
-    script = cluster.tpu_vm(name, command, *where)
+    script = cluster.tpu_vm(name, command, str(workdir).partition(":")[0], *where)
 
     def start():
         cluster.needs("gcloud", "tpu-vm")

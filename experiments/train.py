@@ -32,6 +32,8 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 def train(argv):
     arguments = flags.parse(argv)
     require(arguments.workdir, "--workdir= is empty; name a folder.")
+    told = f"--workdir={arguments.workdir} is a file; name a folder, which a run makes if need be."
+    require(not os.path.isfile(arguments.workdir), told)
     resolve(arguments.config, tokenizer_size=1)  # what is wrong without any text is said at once
     workdir = as_path(arguments.workdir, "--workdir")
     xla_flags = os.environ.get("XLA_FLAGS", "")

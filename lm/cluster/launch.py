@@ -15,16 +15,20 @@ import subprocess
 import sys
 import time
 import zlib
+from ctypes import CDLL
 
 from lm.cluster.processes import RESTART
 from lm.cluster.signals import interruptions
-from lm.errors import did_you_mean, optional, require
+from lm.errors import UserError, did_you_mean, optional, require, require_in
 
 LOCAL = ["python", "-m", "experiments.launch", "--backend=local"]
 GRACE = 120  # seconds, from the signal that asks a run to save to the one that kills it
 TRIES = 3  # starts in a row without a new checkpoint
 JOBSETS = 100  # starts of a JobSet, of which a machine was lost
 POLL = 0.1  # seconds
+# The software of TPU VMs, of each kind.
+RUNTIMES = {**dict.fromkeys(("v2", "v3", "v4"), "tpu-ubuntu2204-base")}
+RUNTIMES |= {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 
 
 def needs(program, backend):
@@ -63,7 +67,8 @@ def supervise(commands, progress, num_steps):
 
 def run(commands, signals):
     """The exit codes of commands, run together, which are told of a signal to this process."""
-    started, told = [subprocess.Popen(command) for command in commands], False
+    started = [subprocess.Popen(command, preexec_fn=_end_with_parent) for command in commands]
+    told = False
     while None in (codes := [process.poll() for process in started]):
         if signals.requested and not told:
             told = True
@@ -71,6 +76,12 @@ def run(commands, signals):
                 process.terminate()
         time.sleep(POLL)
     return codes
+
+
+def _end_with_parent():
+    """Have the system send SIGTERM to this process when the one that started it is killed."""
+    if sys.platform == "linux":
+        CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Job:
@@ -123,8 +134,12 @@ def slurm_submit(folder, parameters, commands):
     submitit = optional("submitit", "--backend=slurm", "launch")
     executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
     executor.update_parameters(**parameters)
-    with executor.batch():
-        jobs = [executor.submit(SlurmTask(command)) for command in commands]
+    try:
+        with executor.batch():
+            jobs = [executor.submit(SlurmTask(command)) for command in commands]
+    except submitit.core.utils.FailedJobError as error:
+        why = str(error).strip().splitlines()[-1].removeprefix("sbatch: ").removeprefix("error: ")
+        raise UserError(f"sbatch has not taken the job: {why}; see `sinfo` and --slurm.") from None
     return [slurm_job(job.job_id) for job in jobs]
 
 
@@ -217,24 +232,30 @@ def gke_submit(name, text):
     if job.poll() is not None:
         job.terminate()
     ended = subprocess.run(["kubectl", "apply", "--filename=-"], input=text, text=True)
-    require(ended.returncode == 0, "kubectl refuses the manifest; its lines say why.")
+    require(ended.returncode == 0, "kubectl has not taken the manifest; its lines say why.")
     return job
 
 
-def tpu_vm(name, command, accelerator, zone, runtime, spot):
+def tpu_vm(name, command, store, accelerator, zone, runtime, spot):
     """A script that makes TPU VMs, as "v5p-32", brings what is committed there and runs it. It
     deletes what it made, however it ends, and exits with the code of what fails.
+
+    store: "gs" or "s3", where the workdir is. runtime: None for that of the accelerator.
     """
+    require_in("the kind of --accelerator", accelerator.partition("-")[0], RUNTIMES)
+    runtime = runtime or RUNTIMES[accelerator.partition("-")[0]]
     tool = "gcloud compute tpus tpu-vm"
     archive, where = f"/tmp/{name}.tar.gz", f"{name} --zone={zone}"
     kind = f"--accelerator-type={accelerator} --version={runtime}{' --spot' if spot else ''}"
     run = [
-        f"mkdir -p lm && tar -xzf {name}.tar.gz -C lm && cd lm && python3 -m venv .venv",
-        ". .venv/bin/activate && pip install -q -e '.[tpu,gs]' -c constraints.txt",
+        "sudo apt-get update -qq && sudo apt-get install -qq -y python3.11-venv",
+        f"mkdir -p lm && tar -xzf {name}.tar.gz -C lm && cd lm && python3.11 -m venv .venv",
+        f". .venv/bin/activate && pip install -q -e '.[tpu,{store}]' -c constraints.txt",
         shlex.join(command),
     ]
     return f"""\
 set -e
+git diff --quiet HEAD || echo 'launch: what is not committed stays here' >&2
 git archive --format=tar.gz --output={archive} HEAD
 {tool} create {where} {kind}
 trap '{tool} delete {where} --quiet' EXIT

@@ -355,10 +355,11 @@ def test_the_checker_sees_what_is_wrong():
 
 
 def test_tpu_vms_get_the_code_run_and_are_deleted():
-    script = launch.tpu_vm("lm-a", COMMAND, "v5p-32", "us-east5-a", "v2", True)
+    script = launch.tpu_vm("lm-a", COMMAND, "s3", "v5p-32", "us-east5-a", "v2", True)
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    first, archive, create, trap, copy, run = map(shlex.split, script.splitlines())
+    first, told, archive, create, trap, copy, run = map(shlex.split, script.splitlines())
     assert first == ["set", "-e"] and (trap[0], trap[-1]) == ("trap", "EXIT")
+    assert told[:3] == ["git", "diff", "--quiet"]
     assert archive[:2] == ["git", "archive"] and archive[-1] == "HEAD"
     assert archive[3] == f"--output={copy[5]}"
     last = shlex.split(trap[1])
@@ -369,4 +370,4 @@ def test_tpu_vms_get_the_code_run_and_are_deleted():
     assert last[4:6] == ["delete", "lm-a"]
     (text,) = (flag.removeprefix("--command=") for flag in run if flag.startswith("--command="))
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    assert shlex.split(text.rpartition(" && ")[2]) == COMMAND
+    assert shlex.split(text.rpartition(" && ")[2]) == COMMAND and ".[tpu,s3]" in text

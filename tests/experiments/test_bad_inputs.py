@@ -229,7 +229,7 @@ def test_a_damaged_line_is_refused_and_without_it_the_run_goes_on(stopped, finis
 
 def test_a_workdir_that_cannot_be(tiny, files):
     for workdir, named in (
-        (files / "file", ["file: File exists", "give another path"]),
+        (files / "file", ["file is a file", "name a folder"]),
         (files / "file" / "run", ["file/run: Not a directory", "give another path"]),
         ("/proc/nowhere/run", ["/proc/nowhere", "No such file", "check the path"]),
         ("", ["--workdir= is empty", "name a folder"]),

@@ -67,7 +67,12 @@ WRONG = [
     (["--backend=slrum", DEMO, "--workdir=a"], "Did you mean 'slurm'"),
     (["--backend=gke", DEMO, "--workdir=gs://b/a"], "needs --accelerator=... and --image=..."),
     (["--backend=tpu-vm", DEMO, "--workdir=a", "--accelerator=v5p-8", "--zone=z"], "gs://BUCKET"),
-    (["--nodes=2", DEMO, "--workdir=a"], "this one machine"),
+    (["--nodes=2", DEMO, "--workdir=a"], "takes no --nodes, which is for slurm and gke"),
+    (["--backend=slurm", "--spot", DEMO, "--workdir=a"], "takes no --spot, which is for tpu-vm"),
+    (
+        ["--backend=tpu-vm", "--accelerator=v99-8", "--zone=z", DEMO, "--workdir=gs://b/a"],
+        "v5litepod, v5p, v6e",
+    ),
     (["--processes=0", DEMO, "--workdir=a"], "--processes=0 must be 1 or more"),
     (["--processes=2", "--process_id=0", DEMO, "--workdir=a"], "give one of the two"),
     ([DEMO, "--workdir=a", "--config.model.num_heads=7"], "does not divide"),
@@ -93,6 +98,18 @@ def test_a_mistake_is_one_line_and_status_2(argv, said, monkeypatch, tmp_path):
     status, out, err = command("launch", *argv)
     assert (status, out) == (2, "")
     assert re.fullmatch(r"error: [^\n]+\n", err) and said in err
+
+
+def test_a_scheduler_that_does_not_take_it(monkeypatch, tmp_path):
+    (tmp_path / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition: x' >&2\nexit 1\n"
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    argv = ["--backend=slurm", "--slurm=partition=x", DEMO, f"--workdir={tmp_path / 'a'}"]
+    status, _, err = command("launch", *argv)
+    assert status == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: sbatch has not taken the job: invalid partition")
 
 
 def test_a_package_that_is_not_installed(monkeypatch):
@@ -144,6 +161,26 @@ def test_tpu_vms_are_deleted_after_a_signal(monkeypatch, tmp_path):
 
 
 @pytest.mark.kills
+def test_a_run_ends_with_its_launcher(tiny, tmp_path):
+    """Killed, it can tell nobody; the run saves, as after any SIGTERM, and goes on when asked."""
+    keys = {"train.num_steps": 10**6, "checkpoint.every_steps": 0, "evaluate.every_steps": 0}
+    argv = [sys.executable, "-m", "experiments.launch", *tiny.arguments(tmp_path / "a", keys)]
+    environment = {**os.environ, "LM_CACHE": str(tiny.cache)}
+    process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None
+        time.sleep(0.02)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 120
+    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert len([*(tmp_path / "a" / "checkpoints").iterdir()]) == 1
+
+
 def test_two_processes_of_which_one_is_killed(tiny, finished, tmp_path, exact):
     """The launcher starts both again: the run ends as one that nothing befell."""
     workdir = tmp_path / "run"
