@@ -295,6 +295,7 @@ def require_folder_of(flag, path):
     folder = Path(path).expanduser().absolute().parent
     told = f"{flag}={path}: there is no folder {folder}; make it."
     require(is_url(path) or folder.is_dir(), told)
+    require(is_url(path) or not Path(path).is_dir(), f"{flag}={path} is a folder; give a file.")
 
 
 def main(command):

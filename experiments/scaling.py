@@ -106,8 +106,10 @@ def shown(resamplings):
     """The same, with a bar on stderr where that is a terminal."""
     from rich import console, progress
 
-    where = {"console": console.Console(stderr=True), "disable": not sys.stderr.isatty()}
-    return progress.track(resamplings, "resamplings", transient=True, **where)
+    stderr, hidden = console.Console(stderr=True), not sys.stderr.isatty()
+    return progress.track(
+        resamplings, "resamplings", console=stderr, transient=True, disable=hidden
+    )
 
 
 def read(arguments, laws):

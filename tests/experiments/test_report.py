@@ -63,6 +63,7 @@ def test_equal_names_are_told_apart(sweep, tmp_path):
         (["--runs={}/none"], "none is no folder; give a run's workdir"),
         (["--runs={}"], "holds no run, nor do the folders in it"),
         (["--runs={}", "--out=/nope/r.html"], "--out=/nope/r.html: there is no folder /nope;"),
+        (["--runs={}", "--out={}"], "is a folder; give a file"),
         (["--runs={}", "--samples=-1"], "--samples=-1 must be 0 or more"),
         (["--runs={}", "--sample=1"], "Did you mean --samples\\?"),
     ],
