@@ -26,9 +26,14 @@ def losses(tmp_path):
     return path
 
 
-def run(capsys, tmp_path, *arguments):
-    scaling([*arguments, f"--picture={tmp_path / 'law.png'}", "--bootstrap=10"])
-    return capsys.readouterr().out
+def run(capsys, tmp_path, *arguments, terminal=False):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sys.stderr), "isatty", lambda file: terminal, raising=False)
+        patch.setenv("TERM", "xterm")
+        scaling([*arguments, f"--picture={tmp_path / 'law.png'}", "--bootstrap=10"])
+    out, err = capsys.readouterr()
+    assert ("resamplings" in err) == terminal  # how far they are
+    return out
 
 
 def test_json_has_the_law_its_intervals_and_the_optimum(losses, tmp_path, capsys):
@@ -54,20 +59,11 @@ def test_json_has_the_law_its_intervals_and_the_optimum(losses, tmp_path, capsys
 
 
 def test_text_says_the_same(losses, tmp_path, capsys):
-    out = run(capsys, tmp_path, f"--csv={losses}", "--flops=1e21", "--flops=1e22")
+    flops = "--flops=1e21", "--flops=1e22"
+    out = run(capsys, tmp_path, f"--csv={losses}", *flops, terminal=True)
     assert "30 runs" in out
     assert out.count("FLOPs: ") == 2
     assert "no approach 1: it needs losses during the runs" in out
-
-
-def test_a_terminal_shows_how_far_the_resamplings_are(losses, tmp_path, capsys, monkeypatch):
-    flags = f"--csv={losses}", f"--picture={tmp_path / 'law.png'}", "--bootstrap=10"
-    scaling([*flags])
-    assert "resamplings" not in capsys.readouterr().err
-    monkeypatch.setattr(type(sys.stderr), "isatty", lambda file: True, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    scaling([*flags])
-    assert "resamplings" in capsys.readouterr().err
 
 
 def logged(folder, width, tokens):
