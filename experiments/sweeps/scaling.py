@@ -1,4 +1,4 @@
-"""Twelve decoders on the default text, for a scaling law: four sizes, each with three budgets.
+"""Twelve decoders on the default text, for a scaling law: three budgets, each with four sizes.
 
     python -m experiments.sweep --sweep=experiments/sweeps/scaling.py --config=configs/demo.py \\
         --workdir=runs/scaling
@@ -28,4 +28,4 @@ def sweep():
         "evaluate.every_steps": [10_000],  # after the last step
         "checkpoint.every_steps": [200],
     }
-    return product(sizes, {"train.num_steps": [250, 700, 2000]}, common)
+    return product({"train.num_steps": [250, 700, 2000]}, sizes, common)
