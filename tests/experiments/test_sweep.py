@@ -141,7 +141,7 @@ def test_a_dry_run_is_a_table(tmp_path):
     status, out, err = command(*argv, "--dry_run")
     assert (status, err) == (0, "")
     head, *lines = out.splitlines()
-    assert head.split() == ["run", "d_model", "num_layers", "num_heads", "peak_lr", "num_steps"]
+    assert head.split() == ["run", "num_steps", "d_model", "num_layers", "num_heads", "peak_lr"]
     assert len(lines) == 12 and max(map(len, lines)) < 100
     assert len({line.split()[0] for line in lines}) == 12
     assert not (tmp_path / "a").exists()
