@@ -27,7 +27,7 @@ parity: $(PARITY)/.installed ## logits against transformers, in an environment w
 	$(PARITY)/bin/python -m pytest -n 2 -m parity
 
 kills: setup ## 40 kills at random moments, each resumed bit for bit, and 20 of one process of many
-	LM_KILLS=40 $(PYTEST) -m kills -rP
+	LM_KILLS=40 $(PYTEST) -m kills -rP -o faulthandler_timeout=1800
 
 slurm: setup ## a real Slurm of one node, as root: requeue, time limit, an array; installs slurm-wlm
 	@if [ "$$(id -u)" != 0 ]; then echo "make slurm needs root" >&2; exit 1; fi; \
