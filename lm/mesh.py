@@ -7,6 +7,7 @@ here does nothing.
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import math
 
@@ -22,6 +23,7 @@ from lm.axes import AXES, check_sizes, divided_sizes
 
 BATCH = ("data", "fsdp")
 TILE = 128  # columns that TPUs keep together: fewer are padded
+AT_ONCE = 32  # devices, of which a TPU gathers without stages
 
 # The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`,
 # below).
@@ -153,9 +155,28 @@ def current_mesh():
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+@contextlib.contextmanager
 def use_mesh(mesh):
     """The context in which a model runs on this mesh."""
-    return contextlib.nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh)
+    if mesh is None or mesh.size == 1:
+        yield
+        return
+    token = _one_slice.set(_in_one_slice(mesh))
+    try:
+        with jax.set_mesh(mesh):
+            yield
+    finally:
+        _one_slice.reset(token)
+
+
+# Whether devices along fsdp are of one slice: of several, XLA knows which links are slow.
+_one_slice = contextvars.ContextVar("one_slice", default=False)
+
+
+def _in_one_slice(mesh):
+    rows = np.moveaxis(mesh.devices, mesh.axis_names.index("fsdp"), -1)
+    slices = np.vectorize(lambda device: getattr(device, "slice_index", 0))(rows)
+    return bool((slices == slices[..., :1]).all())
 
 
 def placed(name, shape):
@@ -195,8 +216,7 @@ def gathered(w):
     mesh = current_mesh()
     if mesh is None:
         return w
-    spec = jax.typeof(w).sharding.spec
-    return _put(w, P(*(None if axis == "fsdp" else axis for axis in spec)))
+    return _put(w, _without_fsdp(jax.typeof(w).sharding.spec))
 
 
 def laid_out(x):
@@ -206,19 +226,93 @@ def laid_out(x):
     """
     if current_mesh() is None:
         return x
+    # On each device's part: a constraint on the whole array would have it gathered.
+    spec = jax.typeof(x).sharding.spec
+    return jax.shard_map(_laid_out, in_specs=spec, out_specs=spec)(x)
+
+
+def _laid_out(x, parts=1):
+    """`laid_out` on one device; parts: as if x were cut into so many along its columns."""
 
     def on_tpu(x):
         order = list(range(x.ndim))
-        if x.shape[-1] % TILE and not x.shape[-2] % TILE:
+        if (x.shape[-1] // parts) % TILE and not x.shape[-2] % TILE:
             order[-2:] = order[-1], order[-2]
         return with_layout_constraint(x, Layout(tuple(order)))
 
-    def of_device(x):
-        return jax.lax.platform_dependent(x, tpu=on_tpu, default=lambda x: x)
+    return jax.lax.platform_dependent(x, tpu=on_tpu, default=lambda x: x)
 
-    # On each device's part: a constraint on the whole array would have it gathered.
-    spec = jax.typeof(x).sharding.spec
-    return jax.shard_map(of_device, in_specs=spec, out_specs=spec)(x)
+
+def whole_weight(w):
+    """A weight gathered over fsdp, for `product_gradient`, in which it is divided again."""
+    spec = jax.typeof(w).sharding.spec
+    groups = _stages() if "fsdp" in spec else ()
+    if not groups or current_mesh().shape["fsdp"] <= AT_ONCE:
+        return gathered(w)
+
+    dim = spec.index("fsdp")
+
+    def of_device(w):
+        for group in reversed(groups):
+            w = jax.lax.all_gather(w, "fsdp", axis=dim, tiled=True, axis_index_groups=group)
+        return w
+
+    on_tpu = jax.shard_map(of_device, in_specs=spec, out_specs=_without_fsdp(spec), check_vma=False)
+    return jax.lax.platform_dependent(w, tpu=on_tpu, default=gathered)
+
+
+def product_gradient(x, dy, spec):
+    """Of x (B, T, I) @ w the gradient (I, O) of w, placed as `spec`, from that of the product.
+
+    For TPUs alone it is written out what is moved; other compilers scatter sums as it is. (XLA for
+    CPUs, of a program that was stored, mixes up collectives that are written out.)
+    """
+    lead, groups = tuple(range(x.ndim - 1)), _stages() if "fsdp" in spec else ()
+
+    def default(x, dy):
+        dw = jnp.tensordot(x, dy, (lead, lead), out_sharding=_without_fsdp(spec))
+        return _put(dw, spec)
+
+    if not groups:
+        return default(x, dy)
+    dim = spec.index("fsdp")
+
+    def of_device(x, dy):
+        dw = jnp.tensordot(x, dy, (lead, lead))
+        dw = _laid_out(dw, current_mesh().shape["fsdp"] if dim == 1 else 1)
+        for group in groups:
+            of_group = {"scatter_dimension": dim, "tiled": True, "axis_index_groups": group}
+            dw = jax.lax.psum_scatter(dw, "fsdp", **of_group)
+        return jax.lax.psum(dw, "data")
+
+    def on_tpu(x, dy):
+        rows, columns = _without_fsdp(P(*spec, *[None] * (2 - len(spec))))
+        places = tuple(P(BATCH, *[None] * (x.ndim - 2), axis) for axis in (rows, columns))
+        x, dy = (_put(*each) for each in zip((x, dy), places, strict=True))
+        return jax.shard_map(of_device, in_specs=places, out_specs=spec, check_vma=False)(x, dy)
+
+    return jax.lax.platform_dependent(x, dy, tpu=on_tpu, default=default)
+
+
+def _without_fsdp(spec):
+    return P(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+def _stages():
+    return stages(current_mesh().shape["fsdp"]) if _one_slice.get() else ()
+
+
+def stages(size):
+    """Of a scatter over `size` devices in two stages, of nearly as many each, the groups of each.
+
+    Compilers for TPUs make of one stage over a whole slice an all-reduce, which moves twice as
+    much and keeps all of it, and beyond AT_ONCE devices of a gather too.
+    """
+    inner = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
+    if inner == 1:
+        return ()
+    numbers = np.arange(size).reshape(-1, inner)
+    return numbers.T.tolist(), numbers.tolist()
 
 
 def in_columns(tree, size):

@@ -16,6 +16,7 @@ from lm.mesh import (
     make_mesh,
     parameter_spec,
     put,
+    stages,
     use_mesh,
 )
 
@@ -173,3 +174,9 @@ def test_a_function_without_a_mesh_or_on_one_device_is_left_alone():
         with use_mesh(mesh):
             assert local(double, ("tokens",), "tokens") is double
             assert put(3, "tokens") == gathered(3) == 3
+
+
+def test_stages_are_the_groups_of_two_steps_that_leave_everyone_its_part():
+    outer, inner = stages(8)
+    assert outer == [[0, 2, 4, 6], [1, 3, 5, 7]] and inner == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert stages(2) == stages(7) == ()

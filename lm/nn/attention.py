@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.errors import did_you_mean, require
 from lm.mesh import current_mesh, local, put
 from lm.nn.dropout import keep_mask
-from lm.nn.matmul import matmul
+from lm.nn.matmul import anew, matmul
 from lm.nn.norms import Norm
 from lm.nn.params import biased, matrix_init, normal, param, weight, zeros
 from lm.nn.positions import alibi_bias, alibi_slopes, relative_bias, rotate
@@ -143,7 +143,8 @@ def plain(
     return out_BTKGH.reshape(B, T, N, -1)
 
 
-QUERIES = 128  # of a chunk
+QUERIES = 128  # of a chunk, at most
+SCORES = 2**24  # of a chunk; beyond that it has half as many queries
 
 
 @backend("chunked")
@@ -166,6 +167,10 @@ def chunked(q_BTNH, k_BSKH, v_BSKH, visible, *, keep_BNTS=None, bias_BNTS=None, 
     wide = jnp.promote_types(k_BSKH.dtype, jnp.float32)
     k_BSKH, v_BSKH = k_BSKH.astype(wide), v_BSKH.astype(wide)
 
+    scores_of_one = k_BSKH.shape[0] * k_BSKH.shape[1] * q_BTNH.shape[2]
+    # Not fewer than half, which would leave the units for products of matrices idle.
+    size = QUERIES if scores_of_one * QUERIES <= SCORES else QUERIES // 2
+
     def of_query(x):
         seen = {name: array_B[:, None] for name, array_B in x["visible"].items()}
         return plain(
@@ -178,7 +183,10 @@ def chunked(q_BTNH, k_BSKH, v_BSKH, visible, *, keep_BNTS=None, bias_BNTS=None, 
             **others,
         )[:, 0]
 
-    return jax.lax.map(jax.checkpoint(of_query), per_query, batch_size=QUERIES).swapaxes(0, 1)
+    return jax.lax.map(jax.checkpoint(of_query), per_query, batch_size=size).swapaxes(0, 1)
+
+
+NAMES = "query", "key", "value"
 
 
 class Attention(nnx.Module):
@@ -229,50 +237,58 @@ class Attention(nnx.Module):
             self.content_bias_NH = param((N, H), of_query, small, dtype)
             self.position_bias_NH = param((N, H), of_query, small, dtype)
 
-    def __call__(self, x_BTD, context, cache=None, key=None):
+    def __call__(self, x_BTD, context, cache=None, key=None, norm=None):
         """(B, T, D) and the updated cache, which is that of all layers that see as much.
 
-        context: of those layers, with this one's number; key: for dropout, None: off.
+        context: of those layers, with this one's number; key: for dropout, None: off. norm: of what
+        is read, or None.
         """
-        q_BTNH, k_BTKH, v_BTKH = self._queries(x_BTD), *self.keys_values(x_BTD)
+        graph, weights = nnx.split((self, norm))
+
+        def project(x_BTD, weights):
+            attention, norm = nnx.merge(graph, weights)
+            return attention._products(read(x_BTD, norm))
+
+        # The norm's result would else be kept while the feed-forward is gone back through.
+        products = anew(project, x_BTD, weights, self.config.remat != "none")
+        q_BTNH, k_BTKH, v_BTKH = map(self._finished, NAMES, products)
         if context.rotation is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, context.rotation), rotate(k_BTKH, context.rotation)
-        parts = zip((q_BTNH, k_BTKH, v_BTKH), ("query", "key", "value"), strict=True)
+        parts = zip((q_BTNH, k_BTKH, v_BTKH), NAMES, strict=True)
         parts = (checkpoint_name(*part) for part in parts)
         out_BTNH, cache = self._attend(*parts, context, cache, key)
         if context.global_BT is not None:
-            out_BTNH = self._globally(x_BTD, out_BTNH, context, key)
+            out_BTNH = self._globally(read(x_BTD, norm), out_BTNH, context, key)
         return self._output(out_BTNH, self.output_NHD), cache
 
     def _globally(self, x_BTD, out_BTNH, context, key):
         """out_BTNH, of global tokens by matrices of their own (arXiv:2004.05150, section 3.1)."""
         everything = dataclasses.replace(context.visible, window=0, global_BS=None)
         context = dataclasses.replace(context, visible=everything)
-        projected = self._queries(x_BTD, "global_"), *self.keys_values(x_BTD, "global_")
+        projected = map(self._finished, NAMES, self._products(x_BTD, start="global_"))
         global_BTNH, _ = self._attend(*projected, context, None, key)
         return jnp.where(context.global_BT[:, :, None, None], global_BTNH, out_BTNH)
 
-    def _projected(self, x_BTD, name, dims, place):
-        """The product with a matrix, plus its bias; dims: its letters and those of the bias."""
-        y = matmul(x_BTD, getattr(self, f"{name}_D{dims}")[...], place)
-        return biased(y, getattr(self, f"{name}_bias_{dims}")) if self.config.qkv_bias else y
+    def _products(self, x_BTD, names=NAMES, start=""):
+        """Queries, keys or values, (B, T, N or K, H), as the matrices give them."""
+        return [self._product(x_BTD, name, start) for name in names]
 
-    def _queries(self, x_BTD, start=""):
-        """(B, T, N, H), not yet rotated."""
-        q_BTNH = self._projected(x_BTD, f"{start}query", "NH", "heads")
-        return self.query_norm(q_BTNH) if self.config.query_key_norm != "none" else q_BTNH
+    def _product(self, x_BTD, name, start):
+        copied = name != "query" and kv_copies(self.config) > 1
+        place, dims = "copied_heads" if copied else "heads", "NH" if name == "query" else "KH"
+        y = matmul(x_BTD, getattr(self, f"{start}{name}_D{dims}")[...], place)
+        return biased(y, getattr(self, f"{start}{name}_bias_{dims}")) if self.config.qkv_bias else y
 
-    def keys_values(self, x_BTD, start=""):
-        """Keys, not yet rotated, and values, (B, T, K, H), heads as often as devices need them."""
-        copies = kv_copies(self.config)
-        place = "heads" if copies == 1 else "copied_heads"
-        k_BTKH = self._projected(x_BTD, f"{start}key", "KH", place)
-        v_BTKH = self._projected(x_BTD, f"{start}value", "KH", place)
-        if self.config.query_key_norm != "none":
-            k_BTKH = self.key_norm(k_BTKH)
-        if copies > 1:
-            k_BTKH, v_BTKH = (put(jnp.repeat(x, copies, 2), "heads") for x in (k_BTKH, v_BTKH))
-        return k_BTKH, v_BTKH
+    def _finished(self, name, x_BTNH):
+        """One of `_products`, normalised, with heads as often as devices need them; not rotated."""
+        if self.config.query_key_norm != "none" and name != "value":
+            x_BTNH = getattr(self, f"{name}_norm")(x_BTNH)
+        copies = 1 if name == "query" else kv_copies(self.config)
+        return x_BTNH if copies == 1 else put(jnp.repeat(x_BTNH, copies, 2), "heads")
+
+    def keys_values(self, x_BTD):
+        """Keys, not yet rotated, and values, (B, T, K, H)."""
+        return list(map(self._finished, NAMES[1:], self._products(x_BTD, NAMES[1:])))
 
     def _attend(self, q_BTNH, k_BTKH, v_BTKH, context, cache, key=None, kv_name="heads"):
         """(B, T, N, width of values) and the cache, by the backend on each device's rows and heads.
@@ -334,14 +350,15 @@ class Attention(nnx.Module):
 
     def _output(self, out_BTNH, kernel):
         out_BTNH = checkpoint_name(out_BTNH, "attention")
-        y_BTD = matmul(out_BTNH, kernel[...], "residual", contract=2)
+        product = functools.partial(matmul, name="residual", contract=2)
+        y_BTD = anew(product, out_BTNH, kernel[...], self.config.remat != "none")
         return biased(y_BTD, self.output_bias_D) if self.config.attention_output_bias else y_BTD
 
 
 class CrossAttention(Attention):
     """Attention to an encoder's output (arXiv:1706.03762, section 3.2.3), without positions."""
 
-    def __call__(self, x_BTD, context, cache=None, key=None):
+    def __call__(self, x_BTD, context, cache=None, key=None, norm=None):
         """As Attention's. The cache stays as it is: keys and values are in context.memory."""
         memory = context.memory
         if "hidden_BSD" in memory:
@@ -351,8 +368,14 @@ class CrossAttention(Attention):
                 jax.lax.dynamic_index_in_dim(memory[name], context.layer, 0, False).swapaxes(1, 2)
                 for name in ("key_LBKSH", "value_LBKSH")
             )
-        out_BTNH, _ = self._attend(self._queries(x_BTD), k_BSKH, v_BSKH, context, None, key)
+        q_BTNH = self._finished("query", *self._products(read(x_BTD, norm), ["query"]))
+        out_BTNH, _ = self._attend(q_BTNH, k_BSKH, v_BSKH, context, None, key)
         return self._output(out_BTNH, self.output_NHD), cache
+
+
+def read(x_BTD, norm):
+    """What a branch reads: all positions, of which the norm had a part on each device."""
+    return put(x_BTD if norm is None else norm(x_BTD), "whole")
 
 
 def bias_place(bias_BNTS):

@@ -1,7 +1,6 @@
 """The feed-forward sublayer, plain (arXiv:1706.03762, section 3.3) or gated (arXiv:2002.05202)."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,11 @@ ACTIVATIONS = {
 def branches(config):
     """Names of the products that the hidden layer is made of."""
     return ("gate", "up") if config.gated else ("up",)
+
+
+def letters(name):
+    """The dims of a parameter, which end its name."""
+    return name.rpartition("_")[2]
 
 
 def activate(config, up, gate=None):
@@ -54,17 +58,22 @@ class FeedForward(nnx.Module):
     def __call__(self, x_BTD, key=None):
         """(B, T, D). key: for dropout, None: off.
 
-        Where the backward pass computes the layer again, in config.feedforward_pieces: of so many
-        parts of the hidden units one after the other, each computed again by itself.
+        Where the backward pass computes the layer again, in config.feedforward_pieces, or fewer so
+        that they are equal: parts of the hidden units one after the other, each computed again by
+        itself.
         """
-        pieces = self._pieces(key)
+        pieces, weights = self._pieces(key), self._weights(x_BTD.dtype)
         if pieces == 1:
-            y_BTD = self._sum(x_BTD, lambda array, dim: array, key)
+            y_BTD = self._sum(x_BTD, weights, key)
         else:
             wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
 
             def more(y_BTD, index):
-                part_BTD = self._sum(x_BTD, lambda array, dim: piece(array, dim, index, pieces))
+                parts = {
+                    name: piece(array, letters(name).index("F"), index, pieces)
+                    for name, array in weights.items()
+                }
+                part_BTD = self._sum(x_BTD, parts, in_order=False)
                 return y_BTD + part_BTD.astype(wide), None
 
             y_BTD = put(jnp.zeros(x_BTD.shape, wide), "residual")
@@ -82,17 +91,20 @@ class FeedForward(nnx.Module):
         ):
             return 1
         width = self.down_FD[...].shape[0] // (mesh.shape["tensor"] if mesh else 1)
-        return math.gcd(width, config.feedforward_pieces)
+        return next(n for n in range(config.feedforward_pieces, 0, -1) if width % n == 0)
 
-    def _sum(self, x_BTD, part, key=None):
-        """What hidden units add to the residual stream, but for a bias; part: (array, dim of the
-        hidden units) -> those of them that are meant.
-        """
+    def _weights(self, dtype):
+        """{name: array} of what has hidden units; matrices rounded, and so their gradients too."""
+        found = {name: getattr(self, name)[...] for name in vars(self) if "F" in letters(name)}
+        return {name: x.astype(dtype) if x.ndim == 2 else x for name, x in found.items()}
+
+    def _sum(self, x_BTD, weights, key=None, in_order=True):
+        """What hidden units add to the residual stream, but for a bias, by their weights."""
         config, branched = self.config, {}
         for name in branches(config):
-            h_BTF = matmul(x_BTD, part(getattr(self, f"{name}_DF")[...], 1), "hidden")
+            h_BTF = matmul(x_BTD, weights[f"{name}_DF"], "hidden", in_order=in_order)
             if config.feedforward_bias:
-                h_BTF = biased(h_BTF, part(getattr(self, f"{name}_bias_F")[...], 0))
+                h_BTF = biased(h_BTF, weights[f"{name}_bias_F"])
             branched[name] = checkpoint_name(h_BTF, name)
         hidden_BTF = dropout(activate(config, **branched), key, config.activation_dropout, "hidden")
-        return matmul(hidden_BTF, part(self.down_FD[...], 0), "residual")
+        return matmul(hidden_BTF, weights["down_FD"], "residual", in_order=in_order)

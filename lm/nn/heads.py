@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.mesh import gathered
 from lm.nn.feedforward import ACTIVATIONS as NONLINEARITIES
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
@@ -65,8 +64,7 @@ class Head(nnx.Module):
 
     def logits(self, x_BTD, columns):
         """(B, T, V), float32 or wider, of some or all columns."""
-        kernel_DV = gathered(columns["kernel_DV"].astype(x_BTD.dtype))
-        logits_BTV = matmul(x_BTD, kernel_DV, "logits")
+        logits_BTV = matmul(x_BTD, columns["kernel_DV"], "logits")
         logits_BTV = logits_BTV.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
         if "bias_V" in columns:
             logits_BTV = logits_BTV + columns["bias_V"].astype(logits_BTV.dtype)

@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from lm.mesh import ACTIVATIONS, current_mesh, put
-from lm.nn.attention import Attention, output_matrix, written
+from lm.nn.attention import Attention, output_matrix, read, written
 from lm.nn.matmul import matmul
 from lm.nn.norms import Norm
 from lm.nn.params import matrix_init, param, weight
@@ -58,8 +58,9 @@ class LatentAttention(Attention):
         self.key_CNU, self.value_CNW = heads(C, U), heads(C, W)
         self.output_NWD = output_matrix(config)
 
-    def __call__(self, x_BTD, context, cache=None, key=None):
+    def __call__(self, x_BTD, context, cache=None, key=None, norm=None):
         """(B, T, D) and the updated cache, which is that of all layers; see Attention."""
+        x_BTD = read(x_BTD, norm)
         q_BTNU, q_BTNR = self._query_parts(x_BTD)
         latent_BTC, k_BT1R = self._latent(x_BTD)
         if context.rotation is not None:

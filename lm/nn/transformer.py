@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm.errors import require
 from lm.mesh import current_mesh, laid_out, put
-from lm.nn.attention import CrossAttention
+from lm.nn.attention import CrossAttention, read
 from lm.nn.cache import begin, kind
 from lm.nn.config import names
 from lm.nn.dropout import dropout
@@ -62,18 +62,19 @@ class Block(nnx.Module):
         attention to an encoder's output.
         """
         keys = (None,) * 6 if key is None else jax.random.split(key, 6)
-        h_BTD = self._input("attention_norm", x_BTD)
-        a_BTD, cache = self.attention(h_BTD, context, cache, keys[0])
+        norm = getattr(self, "attention_norm", None)
+        a_BTD, cache = self.attention(x_BTD, context, cache, keys[0], norm)
         if self.config.parallel_block:
+            h_BTD = read(x_BTD, norm)
             f_BTD, routed = self._feedforward(h_BTD, context, keys[3])
             x_BTD = x_BTD + self._drop(a_BTD, keys[1]) + self._drop(f_BTD, keys[2])
             return x_BTD, cache, routed
         x_BTD = self._add(x_BTD, a_BTD, "attention", keys[1])
         if cross is not None:
-            h_BTD = self._input("cross_attention_norm", x_BTD)
-            a_BTD, _ = self.cross_attention(h_BTD, cross, None, keys[4])
+            norm = getattr(self, "cross_attention_norm", None)
+            a_BTD, _ = self.cross_attention(x_BTD, cross, None, keys[4], norm)
             x_BTD = self._add(x_BTD, a_BTD, "cross_attention", keys[5])
-        h_BTD = self._input("feedforward_norm", x_BTD)
+        h_BTD = read(x_BTD, getattr(self, "feedforward_norm", None))
         f_BTD, routed = self._feedforward(h_BTD, context, keys[3])
         return self._add(x_BTD, f_BTD, "feedforward", keys[2]), cache, routed
 
@@ -84,10 +85,6 @@ class Block(nnx.Module):
         real_BT = None if segments_BT is None else segments_BT > 0
         y_BTD, routed = self.experts(x_BTD, real_BT, key)
         return put(y_BTD, "residual"), routed
-
-    def _input(self, norm, x_BTD):
-        """What a branch reads: all positions, of which the norm had a part on each device."""
-        return put(self._norm(norm, x_BTD), "whole")
 
     def _norm(self, name, x_BTD):
         return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
@@ -292,7 +289,7 @@ def is_divided():
 
 def _is_computed(primitive, *_, **__):
     """Policy: keep all but what was only moved between devices, as a gathered weight is."""
-    return primitive.name not in ("reshard", "sharding_constraint")
+    return primitive.name not in ("reshard", "sharding_constraint", "all_gather")
 
 
 class Stack(nnx.Module):

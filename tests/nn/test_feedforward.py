@@ -53,7 +53,7 @@ def test_feedforward_is_its_formula(activation, gated, bias):
 def test_in_pieces_it_is_the_whole_and_holds_less(gated):
     keys = {"model.remat": "full", "model.gated": gated, "model.activation_dropout": 0.5}
     whole, pieces = (
-        FeedForward(tiny({**keys, "model.feedforward_pieces": count}).model) for count in (1, 9)
+        FeedForward(tiny({**keys, "model.feedforward_pieces": count}).model) for count in (1, 5)
     )
     rng = np.random.default_rng(0)
     shapes = abstract_parameters(whole)
@@ -70,11 +70,11 @@ def test_in_pieces_it_is_the_whole_and_holds_less(gated):
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-2),
         *(gradients(module) for module in (pieces, whole)),
     )
-    # 9 does not divide 24 hidden units, 3 does: never all of them, but with dropout.
+    # 5 does not divide 24 hidden units, 4 does: never all of them, but with dropout.
     made = {
         module: str(jax.make_jaxpr(lambda m=module: gradients(m))()) for module in (whole, pieces)
     }
-    assert "f32[2,5,24]" in made[whole] and "f32[2,5,8]" not in made[whole]
-    assert "f32[2,5,8]" in made[pieces] and "f32[2,5,24]" not in made[pieces]
+    assert "f32[2,5,24]" in made[whole] and "f32[2,5,6]" not in made[whole]
+    assert "f32[2,5,6]" in made[pieces] and "f32[2,5,24]" not in made[pieces]
     one, other = (gradients(module, jax.random.key(3))[0] for module in (whole, pieces))
     assert one == other
