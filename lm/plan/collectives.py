@@ -48,7 +48,8 @@ def _count(name, times, computations, found):
     for instruction, shape, operation, rest in computations[name]:
         kind = operation.removesuffix("-start")
         if kind in found:
-            _add(found, kind, times, shape, rest, computations[name])
+            started = operation != kind and kind != "all-reduce"
+            _add(found, kind, times, shape, rest, computations[name], started)
             continue
         called = [
             called.lstrip("%") for group in CALLED.findall(rest) for called in group.split(", ")
@@ -62,12 +63,11 @@ def _count(name, times, computations, found):
                 _count(other, times * repeats, computations, found)
 
 
-def _add(found, kind, times, shape, rest, instructions):
+def _add(found, kind, times, shape, rest, instructions, started=False):
     operands = set(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
     given = sum(_bytes(shape) for name, shape, *_ in instructions if name in operands)
-    # What a "-start" results in is a tuple of its operands and its results.
-    got = _bytes(shape)
-    got = got - given if got > given and shape.startswith("((") else got
+    # What a "-start" results in is a tuple of its operands, its results and words for its "-done".
+    got = _bytes(shape.replace("u32[]", "")) - given if started else _bytes(shape)
     found[kind]["executions"] += times
     found[kind]["bytes"] += times * max(given, got)
 

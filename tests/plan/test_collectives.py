@@ -83,8 +83,10 @@ TPU = """HloModule m
   %fusion.1 = bf16[8,16]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
   %start = ((bf16[8,16]{1,0}), bf16[64,16]{1,0}) all-gather-start(%fusion.1), dimensions={0}
   %done = bf16[64,16]{1,0} all-gather-done(%start)
+  %go = (bf16[64,16]{1,0}, bf16[64,16]{1,0}, u32[]) collective-permute-start(%done), channel_id=1
+  %gone = bf16[64,16]{1,0} collective-permute-done(%go)
   %n = s32[]{:T(128)} get-tuple-element(%c.1), index=0
-  ROOT %out = (s32[]{:T(128)}, bf16[64,16]{1,0}) tuple(%n, %done)
+  ROOT %out = (s32[]{:T(128)}, bf16[64,16]{1,0}) tuple(%n, %gone)
 }
 
 ENTRY %main (c: (s32[], bf16[64,16])) -> (s32[], bf16[64,16]) {
@@ -96,4 +98,5 @@ ENTRY %main (c: (s32[], bf16[64,16])) -> (s32[], bf16[64,16]) {
 
 def test_what_tpus_and_gpus_write():
     whole = {"executions": 32, "bytes": 32 * 64 * 16 * 2}
-    assert collectives(TPU) == {"all-gather": whole, "reduce-scatter": whole}
+    kinds = "all-gather", "reduce-scatter", "collective-permute"
+    assert collectives(TPU) == dict.fromkeys(kinds, whole)
