@@ -119,6 +119,23 @@ def test_what_does_not_fit_is_one_line():
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("topology", ["v5p:2x2x4", "v6e:8x8"])
+def test_on_tpus_weights_are_gathered_and_their_gradients_scattered(topology):
+    """Of a whole slice, where XLA by itself has all-reduces for both."""
+    devices = topology_devices(topology)
+    config = tiny(
+        {**KEYS, "mesh.data": 1, "mesh.fsdp": -1, "model.compute_dtype": "bfloat16"}
+        | {"model.d_model": 2048, "model.d_ff": 4096, "model.head_width": 128}
+        | {"data.batch_size": len(devices), "model.remat": "full", "objective.logits_chunk": 32}
+    )
+    moved = compiled_costs(config, devices)["collectives"]
+    matrices = 2 * 2048 * (4 * config.model.num_heads * 128 + 2 * 4096)
+    assert 2 * LAYERS * matrices < moved["all-gather"]["bytes"]
+    assert LAYERS * matrices < moved["reduce-scatter"]["bytes"] < 1.5 * LAYERS * matrices
+    assert moved["all-reduce"]["bytes"] < 0.4 * matrices  # of three layers, embedding and head
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("topology", "kind"), [("v5e:2x2", "all-gather"), ("h100:1x4", "reduce-scatter")]
 )
