@@ -9,6 +9,7 @@ import collections
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import math
 
 import jax
@@ -64,8 +65,8 @@ ACTIVATIONS = {
     "summands": P("tensor", BATCH, None, None),  # SBTD: what each tensor device adds to the sum
     "logits": P(BATCH, None, "tensor"),  # BTV
     "vocab": P("tensor"),  # V
-    "expert_inputs": P(None, None, "tensor"),  # EDF: weights of experts, gathered over fsdp
-    "expert_outputs": P(None, "tensor", None),  # EFD
+    "expert_inputs": P(None, "fsdp", "tensor"),  # EDF: weights of experts
+    "expert_outputs": P(None, "tensor", "fsdp"),  # EFD
     "expert_biases": P(None, "tensor"),  # EF
     "texts": P(None, None),  # CD: the vectors of all texts
     "microbatches": P(None, BATCH, None),  # a batch as the train step takes it: (A, B/A, T)
@@ -246,18 +247,10 @@ def _laid_out(x, parts=1):
 def whole_weight(w):
     """A weight gathered over fsdp, for `product_gradient`, in which it is divided again."""
     spec = jax.typeof(w).sharding.spec
-    groups = _stages() if "fsdp" in spec else ()
-    if not groups or current_mesh().shape["fsdp"] <= AT_ONCE:
+    if "fsdp" not in spec or not _stages():
         return gathered(w)
-
-    dim = spec.index("fsdp")
-
-    def of_device(w):
-        for group in reversed(groups):
-            w = jax.lax.all_gather(w, "fsdp", axis=dim, tiled=True, axis_index_groups=group)
-        return w
-
-    on_tpu = jax.shard_map(of_device, in_specs=spec, out_specs=_without_fsdp(spec), check_vma=False)
+    gather = functools.partial(_whole, dim=spec.index("fsdp"))
+    on_tpu = jax.shard_map(gather, in_specs=spec, out_specs=_without_fsdp(spec), check_vma=False)
     return jax.lax.platform_dependent(w, tpu=on_tpu, default=gathered)
 
 
@@ -267,22 +260,17 @@ def product_gradient(x, dy, spec):
     For TPUs alone it is written out what is moved; other compilers scatter sums as it is. (XLA for
     CPUs, of a program that was stored, mixes up collectives that are written out.)
     """
-    lead, groups = tuple(range(x.ndim - 1)), _stages() if "fsdp" in spec else ()
+    lead = tuple(range(x.ndim - 1))
 
     def default(x, dy):
         dw = jnp.tensordot(x, dy, (lead, lead), out_sharding=_without_fsdp(spec))
         return _put(dw, spec)
 
-    if not groups:
+    if "fsdp" not in spec or not _stages():
         return default(x, dy)
-    dim = spec.index("fsdp")
 
     def of_device(x, dy):
-        dw = jnp.tensordot(x, dy, (lead, lead))
-        dw = _laid_out(dw, current_mesh().shape["fsdp"] if dim == 1 else 1)
-        for group in groups:
-            of_group = {"scatter_dimension": dim, "tiled": True, "axis_index_groups": group}
-            dw = jax.lax.psum_scatter(dw, "fsdp", **of_group)
+        dw = _scattered(jnp.tensordot(x, dy, (lead, lead)), spec.index("fsdp"))
         return jax.lax.psum(dw, "data")
 
     def on_tpu(x, dy):
@@ -292,6 +280,27 @@ def product_gradient(x, dy, spec):
         return jax.shard_map(of_device, in_specs=places, out_specs=spec, check_vma=False)(x, dy)
 
     return jax.lax.platform_dependent(x, dy, tpu=on_tpu, default=default)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(w, dim):
+    """On one device, which has a part of dim `dim` of a weight: all of it."""
+    groups = _stages() if current_mesh().shape["fsdp"] > AT_ONCE else (None,)
+    for group in reversed(groups):
+        w = jax.lax.all_gather(w, "fsdp", axis=dim, tiled=True, axis_index_groups=group)
+    return w
+
+
+def _scattered(dw, dim):
+    """The other way: the sum of all devices' gradients of a weight, of which each has its part."""
+    dw = _laid_out(dw, current_mesh().shape["fsdp"] if dim == dw.ndim - 1 else 1)
+    for group in _stages():
+        of_group = {"scatter_dimension": dim, "tiled": True, "axis_index_groups": group}
+        dw = jax.lax.psum_scatter(dw, "fsdp", **of_group)
+    return dw
+
+
+_whole.defvjp(lambda w, dim: (_whole(w, dim), None), lambda dim, _, dw: (_scattered(dw, dim),))
 
 
 def _without_fsdp(spec):
@@ -366,19 +375,48 @@ def local(function, in_names, out_names):
     axis.
 
     in_names, out_names: for each argument and result a key of ACTIVATIONS, or None for what every
-    device has whole; an argument that is None stays None. One name stands for a whole pytree.
+    device has whole; an argument that is None stays None. One name stands for a whole pytree. What
+    is divided over fsdp alone is a weight: the function gets it gathered.
     """
     mesh = current_mesh()
     if mesh is None:
         return function
 
-    def spec(name):
-        return P() if name is None else ACTIVATIONS[name]
+    def specs(names):
+        return jax.tree.map(
+            lambda name: P() if name is None else ACTIVATIONS[name],
+            names,
+            is_leaf=lambda name: name is None,
+        )
 
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=jax.tree.map(spec, tuple(in_names), is_leaf=lambda name: name is None),
-        out_specs=jax.tree.map(spec, out_names, is_leaf=lambda name: name is None),
-        check_vma=False,
-    )
+    def mapped(function, ins):
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=ins, out_specs=specs(out_names), check_vma=False
+        )
+
+    ins = specs(tuple(in_names))
+    divided = [spec for spec in jax.tree.leaves(ins) if "fsdp" in spec]
+    if not divided:
+        return mapped(function, ins)
+
+    def changed(args, change):
+        """args, those that fsdp divides by `change` of one and its dim."""
+
+        def of_spec(spec, arg):
+            return change(arg, spec.index("fsdp")) if "fsdp" in spec else arg
+
+        return jax.tree.map(of_spec, ins, args)
+
+    def default(*args):
+        whole = changed(args, lambda w, dim: gathered(w))
+        return mapped(function, jax.tree.map(_without_fsdp, ins))(*whole)
+
+    def on_tpu(*args):
+        return mapped(lambda *args: function(*changed(args, _whole)), ins)(*args)
+
+    def run(*args):
+        if not _stages():
+            return default(*args)
+        return jax.lax.platform_dependent(*args, tpu=on_tpu, default=default)
+
+    return run

@@ -15,7 +15,7 @@ from lm.mesh import current_mesh, local, placed
 from lm.nn.feedforward import FeedForward, activate, branches
 from lm.nn.grouped import grouped_matmul
 from lm.nn.matmul import matmul
-from lm.nn.params import matrix_init, param, weight, zeros
+from lm.nn.params import matrix_init, param, zeros
 
 
 class Experts(nnx.Module):
@@ -105,10 +105,10 @@ class Experts(nnx.Module):
         return y_SBTD.sum(0)
 
     def _weights(self, dtype):
-        """{name: array} of the experts' parameters, gathered over fsdp."""
+        """{name: array} of the experts' parameters."""
         names = branches(self.config)
-        arrays = {name: weight(getattr(self, f"{name}_EDF"), dtype) for name in names}
-        arrays["down"] = weight(self.down_EFD, dtype)
+        arrays = {name: getattr(self, f"{name}_EDF")[...].astype(dtype) for name in names}
+        arrays["down"] = self.down_EFD[...].astype(dtype)
         if self.config.feedforward_bias:
             arrays |= {f"{name}_bias": getattr(self, f"{name}_bias_EF")[...] for name in names}
             # The devices that share an expert's hidden units each add a part of its bias.

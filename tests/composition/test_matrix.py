@@ -58,10 +58,10 @@ def as_on_tpus(monkeypatch):
 
 
 @pytest.mark.parametrize("mesh", ["1x8x1", "1x4x2"])
-@pytest.mark.parametrize("heads", ["8/2", "4/1"])
-def test_what_is_moved_in_stages_equals_one_device(mesh, heads, as_on_tpus, monkeypatch):
+@pytest.mark.parametrize("factor", [{"heads": "4/1"}, {"experts": "dropless"}])
+def test_what_is_moved_in_stages_equals_one_device(mesh, factor, as_on_tpus, monkeypatch):
     plain = {name: next(iter(values)) for name, values in matrix.FACTORS.items()}
-    row = {**plain, "mesh": mesh, "heads": heads}
+    row = {**plain, "mesh": mesh, **factor}
     config = matrix.config_of(row)
     batch = matrix.batch_of(row, config)
     expected = matrix.run(matrix.reference_of(config), batch)
