@@ -67,7 +67,7 @@ def scale(folder):
     found = {topology: costs(topology) for topology in SLICES}
     (folder / "aot.json").write_text(json.dumps(found, indent=2))
     chips = [each["num_devices"] for each in found.values()]
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     memory, traffic = figure.subplots(1, 2)
     for kind in ("arguments", "temporaries", "total"):
         sizes = [each["bytes_per_device"][kind] / 2**30 for each in found.values()]
@@ -81,7 +81,7 @@ def scale(folder):
         traffic.loglog(chips, [size / 2**30 for size in sizes], marker="o", label=kind, base=2)
     for panel, title in ((memory, "memory of a device, GiB"), (traffic, "moved in a step, GiB")):
         panel.set(title=title, xlabel="v5p chips", xticks=chips, xticklabels=chips)
-        panel.legend()
+        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle("Llama 3 8B, FSDP over all chips, one sequence of 4096 tokens each")
     figure.savefig(folder / "aot.png", dpi=100)
     print(f"picture: {folder / 'aot.png'}")

@@ -82,15 +82,18 @@ class FeedForward(nnx.Module):
         return biased(y_BTD, self.down_bias_D) if self.config.feedforward_bias else y_BTD
 
     def _pieces(self, key):
-        """How many there are; 1 where dropout would have to be drawn in pieces too."""
+        """How many there are; 1 where dropout would have to be drawn in pieces too, or what each
+        gives summed over devices.
+        """
         config, mesh = self.config, current_mesh()
         if (
             config.remat != "full"
             or config.offload
             or (key is not None and config.activation_dropout)
+            or (mesh is not None and mesh.shape["tensor"] > 1)
         ):
             return 1
-        width = self.down_FD[...].shape[0] // (mesh.shape["tensor"] if mesh else 1)
+        width = self.down_FD[...].shape[0]
         return next(n for n in range(config.feedforward_pieces, 0, -1) if width % n == 0)
 
     def _weights(self, dtype):
