@@ -244,6 +244,18 @@ def _laid_out(x, parts=1):
     return jax.lax.platform_dependent(x, tpu=on_tpu, default=lambda x: x)
 
 
+def together(*values):
+    """values, of which a TPU uses none before all are there.
+
+    Other compilers overlap what is moved with what is computed, which this would keep them from.
+    """
+
+    def on_tpu(*values):
+        return jax.lax.optimization_barrier(values)
+
+    return jax.lax.platform_dependent(*values, tpu=on_tpu, default=lambda *values: values)
+
+
 def whole_weight(w):
     """A weight gathered over fsdp, for `product_gradient`, in which it is divided again."""
     spec = jax.typeof(w).sharding.spec

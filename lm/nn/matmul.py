@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lm.mesh import current_mesh, laid_out, placed, product_gradient, whole_weight
+from lm.mesh import current_mesh, laid_out, placed, product_gradient, together, whole_weight
 
 
 def matmul(x, w, name, contract=1, in_order=True):
@@ -15,8 +15,8 @@ def matmul(x, w, name, contract=1, in_order=True):
     ACTIVATIONS[name]. A weight is rounded to x's precision and gathered over fsdp here, as a matrix
     of two dims, which needs no other layout in the compute than at rest.
 
-    in_order: the backward pass goes on when the weight's gradient is summed over devices. Else
-    compilers put off the sums of several weights, and keep all of each until then; in a loop of
+    in_order: on TPUs the backward pass goes on when the weight's gradient is summed over devices.
+    Else the sums of several weights are put off, and all of each is kept until then; in a loop of
     one product there is no need.
 
     Tokens are flattened first where T is whole on every device: XLA for CPUs runs the gradient of a
@@ -51,7 +51,7 @@ def _backward(place, in_order, saved, dy):
     dw = laid_out(product_gradient(x, dy, jax.typeof(w).sharding.spec))
     # What tensor devices add to dx is then summed in one go with that of other products of x.
     in_order = in_order and current_mesh().shape["tensor"] == 1
-    return jax.lax.optimization_barrier((dx, dw)) if in_order else (dx, dw)
+    return together(dx, dw) if in_order else (dx, dw)
 
 
 _product.defvjp(_forward, _backward)
@@ -59,7 +59,7 @@ _product.defvjp(_forward, _backward)
 
 def anew(function, x, weights, again=True):
     """function(x, weights). Of it the backward pass is given x and the weights at rest and nothing
-    that is made of them: it gathers and computes again, unless `again` is false.
+    that is made of them: on TPUs it gathers and computes again, unless `again` is false.
 
     Worth it where much lies between the two uses and little is made again: a product as such is
     not, since its gradient does not need it.
@@ -74,7 +74,7 @@ def anew(function, x, weights, again=True):
     def backward(saved, dy):
         x, weights = saved
         # x is left out: behind a barrier, a slice of all layers' inputs would become a copy.
-        weights, dy = jax.lax.optimization_barrier((weights, dy))
+        weights, dy = together(weights, dy)
         return jax.vjp(function, x, weights)[1](dy)
 
     run.defvjp(lambda x, weights: (function(x, weights), (x, weights)), backward)
