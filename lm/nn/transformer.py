@@ -288,8 +288,10 @@ def is_divided():
 
 
 def _is_computed(primitive, *_, **__):
-    """Policy: keep all but what was only moved between devices, as a gathered weight is."""
-    return primitive.name not in ("reshard", "sharding_constraint", "all_gather")
+    """Policy: keep all but what was only moved between devices, as a gathered weight is; a custom
+    gradient that is still there is that of a gather.
+    """
+    return primitive.name not in ("reshard", "sharding_constraint", "custom_vjp_call")
 
 
 class Stack(nnx.Module):

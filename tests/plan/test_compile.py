@@ -118,6 +118,19 @@ def test_what_does_not_fit_is_one_line():
     assert "model.remat=full" in str(caught.value) and "\n" not in str(caught.value)
 
 
+WIDE = {"model.d_model": 2048, "model.d_ff": 4096, "model.head_width": 128}
+
+
+@pytest.mark.parity
+def test_on_tpus_gathered_weights_are_not_kept_for_the_backward_pass():
+    devices = topology_devices("v6e:4x4")
+    keys = {**KEYS, **WIDE, "mesh.data": 1, "mesh.fsdp": 16, "data.batch_size": 16}
+    config = tiny({**keys, "model.remat": "none", "model.compute_dtype": "bfloat16"})
+    temporaries = bytes_per_device(compile_step(config, devices))["temporaries"]
+    # Of one layer; kept, they would be those of three.
+    assert temporaries < 2 * 2048 * (4 * config.model.num_heads * 128 + 2 * 4096)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("topology", ["v5p:2x2x4", "v6e:8x8"])
 def test_on_tpus_weights_are_gathered_and_their_gradients_scattered(topology):
@@ -125,8 +138,7 @@ def test_on_tpus_weights_are_gathered_and_their_gradients_scattered(topology):
     devices = topology_devices(topology)
     config = tiny(
         {**KEYS, "mesh.data": 1, "mesh.fsdp": -1, "model.compute_dtype": "bfloat16"}
-        | {"model.d_model": 2048, "model.d_ff": 4096, "model.head_width": 128}
-        | {"data.batch_size": len(devices), "model.remat": "full", "objective.logits_chunk": 32}
+        | {**WIDE, "data.batch_size": len(devices), "objective.logits_chunk": 32}
     )
     moved = compiled_costs(config, devices)["collectives"]
     matrices = 2 * 2048 * (4 * config.model.num_heads * 128 + 2 * 4096)
