@@ -131,8 +131,9 @@ def base():
             # heads give), gate and up that are named, as "query,key,value".
             remat="none",
             offload="",  # those that wait in the host's memory, as "layer_input" (TPUs and GPUs)
-            # With remat=full: parts of the hidden units that are computed one after the other. Of
-            # 4, a fourth of their memory; but weights are gathered while nothing else is computed.
+            # With remat=full and mesh.tensor=1: parts of the hidden units that are computed one
+            # after the other, fewer if so many are not equal. Of 4, a fourth of their memory; but
+            # weights are gathered while nothing else is computed.
             feedforward_pieces=1,
         ),
         objective=section(

@@ -23,6 +23,7 @@ def llama_block(vocab_size, num_layers, d_model, num_heads, d_ff=None, peak_lr=3
     config.model.update(scaled_residual_init=False, compute_dtype="bfloat16", remat="full")
     config.model.attention_backend = "chunked"
     config.model.update(model)
+    # Of about 1024 hidden units, or 8 where the configuration derives how many units there are.
     config.model.feedforward_pieces = max(1, (d_ff or 8192) // 1024)
     config.objective.logits_chunk = 16384
     budget(config, tokens=2e12, batch_size=1024, sequence_length=4096)

@@ -26,8 +26,8 @@ BATCH = ("data", "fsdp")
 TILE = 128  # columns that TPUs keep together: fewer are padded
 AT_ONCE = 32  # devices, of which a TPU gathers without stages
 
-# The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`,
-# below).
+# The dims of a parameter at rest. Where the model uses one, the fsdp axis is gathered (`gathered`
+# and `whole_weight`, below).
 PARAMETER_DIMS = {
     "layers": None,
     "model": "fsdp",  # D, of every matrix
@@ -162,7 +162,7 @@ def use_mesh(mesh):
     if mesh is None or mesh.size == 1:
         yield
         return
-    token = _one_slice.set(_in_one_slice(mesh))
+    token = _one_slice.set(in_one_slice(mesh))
     try:
         with jax.set_mesh(mesh):
             yield
@@ -174,7 +174,8 @@ def use_mesh(mesh):
 _one_slice = contextvars.ContextVar("one_slice", default=False)
 
 
-def _in_one_slice(mesh):
+def in_one_slice(mesh):
+    """Whether all devices along fsdp are of one slice, wherever one is along the other axes."""
     rows = np.moveaxis(mesh.devices, mesh.axis_names.index("fsdp"), -1)
     slices = np.vectorize(lambda device: getattr(device, "slice_index", 0))(rows)
     return bool((slices == slices[..., :1]).all())

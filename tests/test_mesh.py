@@ -1,8 +1,10 @@
 """Meshes that fit, and those that do not: one line, whose remedy works."""
 
 import re
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from configs.base import base
@@ -12,6 +14,7 @@ from lm.errors import UserError
 from lm.mesh import (
     AXES,
     gathered,
+    in_one_slice,
     local,
     make_mesh,
     parameter_spec,
@@ -180,3 +183,11 @@ def test_stages_are_the_groups_of_two_steps_that_leave_everyone_its_part():
     outer, inner = stages(8)
     assert outer == [[0, 2, 4, 6], [1, 3, 5, 7]] and inner == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert stages(2) == stages(7) == ()
+
+
+@pytest.mark.parametrize(("shape", "one"), [((2, 4, 1), True), ((1, 8, 1), False)])
+def test_stages_are_for_devices_of_one_slice(shape, one):
+    devices = np.array([types.SimpleNamespace(slice_index=n // 4) for n in range(8)])
+    sizes = dict(zip(AXES, shape, strict=True))
+    mesh = types.SimpleNamespace(devices=devices.reshape(shape), axis_names=AXES, shape=sizes)
+    assert in_one_slice(mesh) == one

@@ -94,7 +94,9 @@ class FeedForward(nnx.Module):
         ):
             return 1
         width = self.down_FD[...].shape[0]
-        return next(n for n in range(config.feedforward_pieces, 0, -1) if width % n == 0)
+        # A narrower one, as a shared expert, has fewer, of the same size.
+        most = max(1, min(1, width / config.d_ff) * config.feedforward_pieces)
+        return next(n for n in range(int(most), 0, -1) if width % n == 0)
 
     def _weights(self, dtype):
         """{name: array} of what has hidden units; matrices rounded, and so their gradients too."""

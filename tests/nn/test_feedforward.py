@@ -78,3 +78,14 @@ def test_in_pieces_it_is_the_whole_and_holds_less(gated):
     assert "f32[2,5,6]" in made[pieces] and "f32[2,5,24]" not in made[pieces]
     one, other = (gradients(module, jax.random.key(3))[0] for module in (whole, pieces))
     assert one == other
+
+
+def test_a_shared_expert_has_pieces_of_the_same_size():
+    config = tiny({"model.remat": "full", "model.d_ff": 24, "model.feedforward_pieces": 6}).model
+    found = []
+    for width in (24, 8, 2, 48):
+        module = FeedForward(config, width)
+        shapes = abstract_parameters(module)
+        params = {name: jnp.zeros(leaf.shape) for name, leaf in shapes.items()}
+        found.append(bind(module, params)._pieces(None))
+    assert found == [6, 2, 1, 6]

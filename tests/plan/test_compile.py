@@ -134,7 +134,7 @@ def test_on_tpus_gathered_weights_are_not_kept_for_the_backward_pass():
 @pytest.mark.parity
 @pytest.mark.parametrize("topology", ["v5p:2x2x4", "v6e:8x8"])
 def test_on_tpus_weights_are_gathered_and_their_gradients_scattered(topology):
-    """Of a whole slice, where XLA by itself has all-reduces for both."""
+    """Of a whole slice, where XLA by itself has all-reduces."""
     devices = topology_devices(topology)
     config = tiny(
         {**KEYS, "mesh.data": 1, "mesh.fsdp": -1, "model.compute_dtype": "bfloat16"}
